@@ -1,0 +1,96 @@
+"""Operator schemas, and which room serves a call: Triton kernels on a GPU, tiled PyTorch everywhere else.
+
+Each reduction is an opaque operator (`torch.library.define` + `impl` + `register_fake`), so `torch.compile` neither
+traces nor unrolls it; gradients live outside, in `autograd/`. The rooms are imported on first use: importing mmkernels
+needs neither Triton nor a GPU. Operators run with autocast off: their dtypes are those of their arguments.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def serves_triton(x: Tensor) -> bool:
+    """Whether Triton kernels serve x: on a GPU, not in float64; on a CPU only in Triton's interpreter."""
+    interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    return (x.is_cuda or interpreted) and x.dtype != torch.float64
+
+
+def _logsumexp_room(x: Tensor) -> ModuleType:
+    if serves_triton(x):
+        from mmkernels.kernels import logsumexp as kernels
+
+        return kernels
+    from mmkernels.tiled import logsumexp as tiled
+
+    return tiled
+
+
+def float32_precision(device: torch.device) -> str:
+    """Return how float32 operands are multiplied in Triton, from the caller's float32 matmul setting.
+
+    'highest' asks for float32 accuracy, which three TF32 products give at tensor-core speed (six bfloat16 ones on AMD,
+    where the former does not compile); every other setting admits plain TF32.
+    """
+    if device.type != "cuda":
+        return "ieee"
+    # torch.get_float32_matmul_precision() raises once this newer setting is in use, so it is read alone.
+    if torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return "tf32"
+    return "bf16x6" if torch.version.hip else "tf32x3"
+
+
+torch.library.define(
+    "mmkernels::logsumexp_fwd",
+    "(Tensor x, Tensor y, Tensor scale, Tensor? log_weights, Tensor? row_ids, Tensor? column_ids, SymInt? offset, "
+    "bool columns, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "mmkernels::logsumexp_bwd",
+    "(Tensor x, Tensor y, Tensor scale, Tensor? log_weights, Tensor? row_ids, Tensor? column_ids, SymInt? offset, "
+    "Tensor rows, Tensor columns, Tensor scores, Tensor grad_rows, Tensor? grad_columns, Tensor? grad_positives, "
+    "bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("mmkernels::logsumexp_fwd", "CompositeExplicitAutograd")
+def _logsumexp_fwd(x: Tensor, *args: object) -> tuple[Tensor, ...]:
+    with torch.autocast(x.device.type, enabled=False):
+        result: tuple[Tensor, ...] = _logsumexp_room(x).logsumexp_fwd(x, *args, float32_precision(x.device))
+        return result
+
+
+@torch.library.impl("mmkernels::logsumexp_bwd", "CompositeExplicitAutograd")
+def _logsumexp_bwd(x: Tensor, *args: object) -> tuple[Tensor, ...]:
+    with torch.autocast(x.device.type, enabled=False):
+        result: tuple[Tensor, ...] = _logsumexp_room(x).logsumexp_bwd(x, *args, float32_precision(x.device))
+        return result
+
+
+@torch.library.register_fake("mmkernels::logsumexp_fwd")  # type: ignore[untyped-decorator]
+def _logsumexp_fwd_fake(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    log_weights: Tensor | None,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    offset: int | None,
+    columns: bool,
+    keep: bool,
+) -> tuple[Tensor, ...]:
+    N, M = x.shape[0], y.shape[0]
+    sizes = [(N,), (M if columns else 0,)]
+    shapes = [*sizes, (0 if offset is None else N,), *sizes, (N, M) if keep else (0,)]
+    return tuple(scale.new_empty(shape) for shape in shapes)
+
+
+@torch.library.register_fake("mmkernels::logsumexp_bwd")  # type: ignore[untyped-decorator]
+def _logsumexp_bwd_fake(x: Tensor, y: Tensor, scale: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    like, shapes = (x, y, scale, scale), (x.shape, y.shape, (), y.shape[:1])
+    return tuple(t.new_empty(shape if need else (0,)) for t, shape, need in zip(like, shapes, args[-1], strict=True))

@@ -1,0 +1,179 @@
+"""Gradients of the row and column log-sum-exps, first order by the weight-tile sweep, second order by its formula.
+
+`LogSumExp.backward` is itself a Function: a kernel's output has no graph, so a plain backward would give second
+derivatives that are silently wrong. Saved are inputs and outputs only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmkernels import _dispatch
+from mmkernels.tiled._tiles import compute_dtype, memory_budget
+from mmkernels.tiled.logsumexp import logsumexp_grad_formula, row_tiles
+
+
+class LogSumExp(torch.autograd.Function):
+    """(rows, columns, positives, row_max, column_max, scores); the last three carry no gradient."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        y: Tensor,
+        scale: Tensor,
+        log_weights: Tensor | None,
+        row_ids: Tensor | None,
+        column_ids: Tensor | None,
+        offset: int | None,
+        columns: bool,
+        keep: bool,
+    ) -> Any:
+        return torch.ops.mmkernels.logsumexp_fwd(x, y, scale, log_weights, row_ids, column_ids, offset, columns, keep)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, y, scale, log_weights, row_ids, column_ids, offset, columns, _ = inputs
+        rows, column_lse, _, row_max, column_max, scores = output
+        ctx.mark_non_differentiable(row_max, column_max, scores)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, y, scale, log_weights, row_ids, column_ids, rows, column_lse, scores)
+        ctx.offset, ctx.columns = offset, columns
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        x, y, scale, log_weights, row_ids, column_ids, rows, columns, scores = ctx.saved_tensors
+        grad_rows, grad_columns, grad_positives = grads[:3]
+        if grad_rows is None and grad_columns is None and grad_positives is None:
+            return (None,) * 9
+        gradients = LogSumExpGrad.apply(  # type: ignore[no-untyped-call]
+            x,
+            y,
+            scale,
+            log_weights,
+            row_ids,
+            column_ids,
+            ctx.offset,
+            rows,
+            columns,
+            scores,
+            torch.zeros_like(rows) if grad_rows is None else grad_rows,
+            grad_columns if ctx.columns else None,
+            None if ctx.offset is None else grad_positives,
+            ctx.needs_input_grad[:4],
+        )
+        wanted = [g if need else None for g, need in zip(gradients, ctx.needs_input_grad[:4], strict=True)]
+        return (*wanted, None, None, None, None, None)
+
+
+class LogSumExpGrad(torch.autograd.Function):
+    """The gradients of x, y, scale and log_weights, differentiable again in every tensor they depend on."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        y: Tensor,
+        scale: Tensor,
+        log_weights: Tensor | None,
+        row_ids: Tensor | None,
+        column_ids: Tensor | None,
+        offset: int | None,
+        rows: Tensor,
+        columns: Tensor,
+        scores: Tensor,
+        grad_rows: Tensor,
+        grad_columns: Tensor | None,
+        grad_positives: Tensor | None,
+        needs: tuple[bool, ...],
+    ) -> Any:
+        return torch.ops.mmkernels.logsumexp_bwd(
+            x,
+            y,
+            scale,
+            log_weights,
+            row_ids,
+            column_ids,
+            offset,
+            rows,
+            columns,
+            scores,
+            grad_rows.contiguous(),
+            None if grad_columns is None else grad_columns.contiguous(),
+            None if grad_positives is None else grad_positives.contiguous(),
+            list(needs),
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, y, scale, log_weights, row_ids, column_ids, offset, rows, columns, _, g, h, gp, needs = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, y, scale, log_weights, row_ids, column_ids, rows, columns, g, h, gp)
+        ctx.offset, ctx.needs = offset, needs
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        x, y, scale, log_weights, row_ids, column_ids, rows, columns, g, h, gp = ctx.saved_tensors
+        dtype = compute_dtype(x.dtype)
+        asked = [c.to(dtype) if c is not None and need else None for c, need in zip(cotangents, ctx.needs, strict=True)]
+        if all(c is None for c in asked):
+            return (None,) * 14
+        shared = {"y": y, "scale": scale, "log_weights": log_weights, "columns": columns, "grad_columns": h}
+        shared = {name: t for name, t in shared.items() if t is not None}
+        by_row = {"x": x, "rows": rows, "grad_rows": g, "grad_positives": gp}
+        by_row = {name: t for name, t in by_row.items() if t is not None}
+        sums = {name: torch.zeros_like(t) for name, t in shared.items()}
+        pieces: dict[str, list[Tensor]] = {name: [t[:0]] for name, t in by_row.items()}
+        for i in row_tiles(len(x), len(y), x.dtype):
+
+            def formula(tensors: dict[str, Tensor], i: slice = i) -> list[Tensor]:
+                gradients = logsumexp_grad_formula(
+                    row_ids=None if row_ids is None else row_ids[i],
+                    column_ids=column_ids,
+                    offset=None if ctx.offset is None else ctx.offset + i.start,
+                    **tensors,
+                )
+                return [gradient for gradient, c in zip(gradients, asked, strict=True) if c is not None]
+
+            vjp = torch.func.vjp(formula, shared | {name: t[i] for name, t in by_row.items()})[1]
+            first = None if asked[0] is None else asked[0][i]
+            (second,) = vjp([c for c in (first, *asked[1:]) if c is not None])
+            sums = {name: t + second[name] for name, t in sums.items()}
+            for name, parts in pieces.items():
+                parts.append(second[name])
+        result = sums | {name: torch.cat(parts) for name, parts in pieces.items()}
+        return tuple(result.get(name) for name in _GRAD_ARGUMENTS)
+
+
+# The names of LogSumExpGrad.forward's arguments, in order; those that carry no gradient are empty.
+_GRAD_ARGUMENTS = (
+    *("x", "y", "scale", "log_weights", "", "", "", "rows", "columns", "", "grad_rows", "grad_columns"),
+    *("grad_positives", ""),
+)
+
+
+def logsumexp(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    log_weights: Tensor | None = None,
+    row_ids: Tensor | None = None,
+    column_ids: Tensor | None = None,
+    offset: int | None = None,
+    columns: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return (rows, columns, positives, row_max, column_max) of checked arguments.
+
+    The dot products are kept for the backward pass where tiles serve, a gradient is asked for and the memory budget
+    admits them: three matrix products then instead of four.
+    """
+    differentiable = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, y, scale, log_weights)
+    )
+    fits = x.shape[0] * y.shape[0] * compute_dtype(x.dtype).itemsize <= memory_budget()
+    keep = differentiable and fits and not _dispatch.serves_triton(x)
+    result: tuple[Tensor, ...] = LogSumExp.apply(  # type: ignore[no-untyped-call]
+        x, y, scale, log_weights, row_ids, column_ids, offset, columns, keep
+    )
+    return result[0], result[1], result[2], result[3], result[4]

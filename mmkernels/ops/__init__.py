@@ -1,0 +1,1 @@
+"""What users call: checks, autocast, and the few lines of mathematics around each streamed reduction."""

@@ -1,0 +1,201 @@
+"""Row and column log-sum-exps of the scores s_ij = scale <x_i, y_j> + log_weights_j, tile by tile.
+
+Tiles are in base 2 (log2 e folded into the scale): exp2 takes half the time of exp. Arguments and results are those of
+`kernels/logsumexp.py`. N rows, M columns, D features; everything pairwise lives in buffers of one tile.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mmkernels.tiled._tiles import compute_dtype, memory_budget, slices, tile_side
+
+LOG2E = 1 / math.log(2)
+
+
+def _exponents(
+    dots: Tensor,
+    scale: Tensor,
+    log_weights: Tensor | None,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    offset: int | None,
+    rows: slice,
+    cols: slice,
+    out: Tensor,
+) -> Tensor:
+    """Write the tile's scores in base 2 into out, -inf on the pairs that are left out."""
+    torch.mul(dots, scale * LOG2E, out=out)
+    if log_weights is not None:
+        out += log_weights[cols] * LOG2E
+    if row_ids is not None and column_ids is not None:
+        ids = column_ids[cols]
+        out[:, : len(ids)].masked_fill_(row_ids[rows, None] == ids, -torch.inf)
+    if offset is not None:
+        out.diagonal(rows.start + offset - cols.start).fill_(-torch.inf)
+    return out
+
+
+def _reference(maximum: Tensor) -> Tensor:
+    """What to subtract before the exponential: 0 where the maximum is infinite (nothing summed yet, or overflow)."""
+    return maximum.masked_fill(maximum.isinf(), 0)
+
+
+def _fold(s: Tensor, dim: int, maximum: Tensor, total: Tensor, buffer: Tensor) -> None:
+    """Fold the tile into the running maximum and the running sum of 2^(s - maximum), in place."""
+    new = torch.maximum(maximum, s.amax(dim))
+    ref = _reference(new)
+    e = torch.sub(s, ref.unsqueeze(dim), out=buffer).exp2_()
+    total.mul_(torch.exp2(maximum - ref)).add_(e.sum(dim))
+    maximum.copy_(new)
+
+
+def logsumexp_fwd(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    log_weights: Tensor | None,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    offset: int | None,
+    columns: bool,
+    keep: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return rows, columns, positives, row_max, column_max and the dot products, the last (N, M) if keep else (0,)."""
+    N, M, dtype = len(x), len(y), compute_dtype(x.dtype)
+    side = tile_side(x.dtype)
+    row_max, row_sum = x.new_full((N,), -torch.inf, dtype=dtype), x.new_zeros(N, dtype=dtype)
+    column_max = x.new_full((M if columns else 0,), -torch.inf, dtype=dtype)
+    column_sum = torch.zeros_like(column_max)
+    positives = x.new_empty(0 if offset is None else N, dtype=dtype)
+    scores = x.new_empty((N, M) if keep else (0,), dtype=dtype)
+    buffers = x.new_empty(3, min(N, side) * min(M, side), dtype=dtype)
+    for rows in slices(N, side):
+        xi = x[rows].to(dtype)
+        if offset is not None:
+            matched = slice(rows.start + offset, rows.stop + offset)
+            positives[rows] = scale * (xi * y[matched].to(dtype)).sum(1)
+            if log_weights is not None:
+                positives[rows] += log_weights[matched]
+        for cols in slices(M, side):
+            dots, s, e = (b[: len(xi) * (cols.stop - cols.start)].view(len(xi), -1) for b in buffers)
+            dots = torch.mm(xi, y[cols].to(dtype).T, out=scores[rows, cols] if keep else dots)
+            _exponents(dots, scale, log_weights, row_ids, column_ids, offset, rows, cols, s)
+            _fold(s, 1, row_max[rows], row_sum[rows], e)
+            if columns:
+                _fold(s, 0, column_max[cols], column_sum[cols], e)
+    row_lse = (_reference(row_max) + row_sum.log2()) / LOG2E
+    column_lse = (_reference(column_max) + column_sum.log2()) / LOG2E
+    return row_lse, column_lse, positives, row_max / LOG2E, column_max / LOG2E, scores
+
+
+def logsumexp_bwd(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    log_weights: Tensor | None,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    offset: int | None,
+    rows: Tensor,
+    columns: Tensor,
+    scores: Tensor,
+    grad_rows: Tensor,
+    grad_columns: Tensor | None,
+    grad_positives: Tensor | None,
+    needs: list[bool],
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, y, scale and log_weights that needs asks for, empty tensors for the others.
+
+    G_ij = grad_rows_i e^(s_ij - rows_i) + grad_columns_j e^(s_ij - columns_j), and grad_positives on the positives,
+    which are added in float32 after the products: they never enter the weight tile.
+    """
+    N, M, D, dtype = len(x), len(y), x.shape[1], compute_dtype(x.dtype)
+    need_x, need_y, need_scale, need_log_weights = needs
+    side = tile_side(x.dtype)
+    row_ref, column_ref = _reference(rows)[:, None] * LOG2E, _reference(columns) * LOG2E
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0)
+    dy = y.new_zeros(M, D, dtype=dtype) if need_y else y.new_empty(0)
+    dscale_rows = x.new_zeros(N if need_scale else 0, dtype=dtype)
+    dlog_weights = x.new_zeros(M if need_log_weights else 0, dtype=dtype)
+    buffers = x.new_empty(3, min(N, side) * min(M, side), dtype=dtype)
+    for i in slices(N, side):
+        xi, gi = x[i].to(dtype), grad_rows[i, None]
+        dxi = torch.zeros_like(xi) if need_x else xi
+        for j in slices(M, side):
+            yj = y[j].to(dtype)
+            dots, s, w = (b[: len(xi) * len(yj)].view(len(xi), len(yj)) for b in buffers)
+            dots = scores[i, j] if scores.numel() else torch.mm(xi, yj.T, out=dots)
+            _exponents(dots, scale, log_weights, row_ids, column_ids, offset, i, j, s)
+            torch.sub(s, row_ref[i], out=w).exp2_().mul_(gi)
+            if grad_columns is not None:
+                w += s.sub_(column_ref[j]).exp2_().mul_(grad_columns[j])
+            if need_scale:
+                dscale_rows[i] += torch.mul(w, dots, out=s).sum(1)
+            if need_log_weights:
+                dlog_weights[j] += w.sum(0)
+            if need_x:
+                dxi.addmm_(w, yj)
+            if need_y:
+                dy[j].addmm_(w.T, xi)
+        if grad_positives is not None and offset is not None:
+            matched = slice(i.start + offset, i.stop + offset)
+            gp, yp = grad_positives[i, None], y[matched].to(dtype)
+            if need_x:
+                dxi.addcmul_(gp, yp)
+            if need_y:
+                dy[matched].addcmul_(gp, xi)
+            if need_scale:
+                dscale_rows[i] += gp[:, 0] * (xi * yp).sum(1)
+            if need_log_weights:
+                dlog_weights[matched] += gp[:, 0]
+        if need_x:
+            torch.mul(dxi, scale, out=dxi)
+            dx[i] = dxi
+    if need_y:
+        dy = dy.mul_(scale).to(y.dtype)
+    return dx, dy, dscale_rows.sum() if need_scale else dscale_rows, dlog_weights
+
+
+def row_tiles(N: int, M: int, dtype: torch.dtype) -> list[slice]:
+    """Row tiles in which `logsumexp_grad_formula` keeps within the memory budget (about ten N x M matrices alive)."""
+    return list(slices(N, max(1, memory_budget() // (10 * max(M, 1) * compute_dtype(dtype).itemsize))))
+
+
+def logsumexp_grad_formula(
+    *,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    offset: int | None,
+    rows: Tensor,
+    columns: Tensor,
+    grad_rows: Tensor,
+    log_weights: Tensor | None = None,
+    grad_columns: Tensor | None = None,
+    grad_positives: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`logsumexp_bwd` of one row tile, written out of place so that autograd can differentiate it."""
+    dtype = compute_dtype(x.dtype)
+    x, y = x.to(dtype), y.to(dtype)
+    dots = x @ y.T
+    s = dots * scale if log_weights is None else dots * scale + log_weights
+    positive = torch.zeros_like(dots, dtype=torch.bool)
+    if offset is not None:
+        positive.diagonal(offset).fill_(True)
+    s = s.masked_fill(positive, -torch.inf)
+    if row_ids is not None and column_ids is not None:
+        equal = torch.zeros_like(positive)
+        equal[:, : len(column_ids)] = row_ids[:, None] == column_ids
+        s = s.masked_fill(equal, -torch.inf)
+    G = grad_rows[:, None] * torch.exp(s - _reference(rows)[:, None])
+    if grad_columns is not None:
+        G = G + grad_columns * torch.exp(s - _reference(columns))
+    if grad_positives is not None:
+        G = G + positive * grad_positives[:, None]
+    return scale * (G @ y), scale * (G.T @ x), (G * dots).sum(), G.sum(0)

@@ -1,0 +1,1 @@
+"""The textbook formulas: dense, any floating dtype, torch only. The executable specification of mmkernels."""
