@@ -16,7 +16,8 @@ def assert_accurate(name, got, dense, truth, roundings=4.0, magnitude=0.0, expon
     """|got - truth| <= 2 |dense - truth| + roundings * eps * max(|truth|, magnitude), in the maximum norm.
 
     eps is the resolution of got's dtype; magnitude is that of the terms whose difference the result is. A weight
-    e^(s - q) is no better than the float32 (or float64) rounding of s: exponent, the largest |s|, allows for that.
+    e^(s - q) is no better than the float32 (or float64) roundings of s and q: exponent, the largest |s|, allows for
+    those.
     """
     assert got.shape == truth.shape, f"{name}: shape {tuple(got.shape)}, not {tuple(truth.shape)}"
     eps = torch.finfo(got.dtype).eps
@@ -30,5 +31,5 @@ def assert_accurate(name, got, dense, truth, roundings=4.0, magnitude=0.0, expon
     error = (got - truth).abs().max().item()
     dense_error = (dense - truth).abs().nan_to_num(0, 0).max().item()  # the dense formula may overflow in 16 bit
     size = max(truth.abs().max().item(), magnitude)
-    bound = 2 * dense_error + (roundings * eps + exponent * wide.eps) * size + 1e3 * wide.smallest_normal
+    bound = 2 * dense_error + (roundings * eps + 2 * exponent * wide.eps) * size + 1e3 * wide.smallest_normal
     assert error <= bound, f"{name}: error {error:.3g} exceeds {bound:.3g} (dense formula: {dense_error:.3g})"

@@ -1,20 +1,16 @@
 """Row and column log-sum-exps of the scores s_ij = scale <x_i, y_j> + log_weights_j, tile by tile.
 
-Tiles are in base 2 (log2 e folded into the scale): exp2 takes half the time of exp. Arguments and results are those of
-`kernels/logsumexp.py`. N rows, M columns, D features; everything pairwise lives in buffers of one tile.
+Arguments and results are those of `kernels/logsumexp.py`. N rows, M columns, D features; everything pairwise lives in
+buffers of one tile, unless the dot products are kept.
 """
-
-import math
 
 import torch
 from torch import Tensor
 
 from mmkernels.tiled._tiles import compute_dtype, memory_budget, slices, tile_side
 
-LOG2E = 1 / math.log(2)
 
-
-def _exponents(
+def _scores(
     dots: Tensor,
     scale: Tensor,
     log_weights: Tensor | None,
@@ -25,10 +21,10 @@ def _exponents(
     cols: slice,
     out: Tensor,
 ) -> Tensor:
-    """Write the tile's scores in base 2 into out, -inf on the pairs that are left out."""
-    torch.mul(dots, scale * LOG2E, out=out)
+    """Write the tile's scores into out, -inf on the pairs that are left out."""
+    torch.mul(dots, scale, out=out)
     if log_weights is not None:
-        out += log_weights[cols] * LOG2E
+        out += log_weights[cols]
     if row_ids is not None and column_ids is not None:
         ids = column_ids[cols]
         out[:, : len(ids)].masked_fill_(row_ids[rows, None] == ids, -torch.inf)
@@ -43,11 +39,11 @@ def _reference(maximum: Tensor) -> Tensor:
 
 
 def _fold(s: Tensor, dim: int, maximum: Tensor, total: Tensor, buffer: Tensor) -> None:
-    """Fold the tile into the running maximum and the running sum of 2^(s - maximum), in place."""
+    """Fold the tile into the running maximum and the running sum of e^(s - maximum), in place."""
     new = torch.maximum(maximum, s.amax(dim))
     ref = _reference(new)
-    e = torch.sub(s, ref.unsqueeze(dim), out=buffer).exp2_()
-    total.mul_(torch.exp2(maximum - ref)).add_(e.sum(dim))
+    e = torch.sub(s, ref.unsqueeze(dim), out=buffer).exp_()
+    total.mul_(torch.exp(maximum - ref)).add_(e.sum(dim))
     maximum.copy_(new)
 
 
@@ -82,13 +78,12 @@ def logsumexp_fwd(
         for cols in slices(M, side):
             dots, s, e = (b[: len(xi) * (cols.stop - cols.start)].view(len(xi), -1) for b in buffers)
             dots = torch.mm(xi, y[cols].to(dtype).T, out=scores[rows, cols] if keep else dots)
-            _exponents(dots, scale, log_weights, row_ids, column_ids, offset, rows, cols, s)
+            _scores(dots, scale, log_weights, row_ids, column_ids, offset, rows, cols, s)
             _fold(s, 1, row_max[rows], row_sum[rows], e)
             if columns:
                 _fold(s, 0, column_max[cols], column_sum[cols], e)
-    row_lse = (_reference(row_max) + row_sum.log2()) / LOG2E
-    column_lse = (_reference(column_max) + column_sum.log2()) / LOG2E
-    return row_lse, column_lse, positives, row_max / LOG2E, column_max / LOG2E, scores
+    row_lse, column_lse = _reference(row_max) + row_sum.log(), _reference(column_max) + column_sum.log()
+    return row_lse, column_lse, positives, row_max, column_max, scores
 
 
 def logsumexp_bwd(
@@ -116,7 +111,7 @@ def logsumexp_bwd(
     N, M, D, dtype = len(x), len(y), x.shape[1], compute_dtype(x.dtype)
     need_x, need_y, need_scale, need_log_weights = needs
     side = tile_side(x.dtype)
-    row_ref, column_ref = _reference(rows)[:, None] * LOG2E, _reference(columns) * LOG2E
+    row_ref, column_ref = _reference(rows)[:, None], _reference(columns)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0)
     dy = y.new_zeros(M, D, dtype=dtype) if need_y else y.new_empty(0)
     dscale_rows = x.new_zeros(N if need_scale else 0, dtype=dtype)
@@ -129,10 +124,10 @@ def logsumexp_bwd(
             yj = y[j].to(dtype)
             dots, s, w = (b[: len(xi) * len(yj)].view(len(xi), len(yj)) for b in buffers)
             dots = scores[i, j] if scores.numel() else torch.mm(xi, yj.T, out=dots)
-            _exponents(dots, scale, log_weights, row_ids, column_ids, offset, i, j, s)
-            torch.sub(s, row_ref[i], out=w).exp2_().mul_(gi)
+            _scores(dots, scale, log_weights, row_ids, column_ids, offset, i, j, s)
+            torch.sub(s, row_ref[i], out=w).exp_().mul_(gi)
             if grad_columns is not None:
-                w += s.sub_(column_ref[j]).exp2_().mul_(grad_columns[j])
+                w += s.sub_(column_ref[j]).exp_().mul_(grad_columns[j])
             if need_scale:
                 dscale_rows[i] += torch.mul(w, dots, out=s).sum(1)
             if need_log_weights:
