@@ -210,6 +210,8 @@ def _statistics(
         log_weights = log_weights.to(dtype).contiguous()
     if row_ids is not None and column_ids is not None:
         row_ids, column_ids = row_ids.contiguous(), column_ids.contiguous()
+        column_ids = column_ids.view_as(column_ids)
+    y = y.view_as(y)  # torch.compile admits no tensor twice among an autograd Function's arguments
     return _Statistics(*logsumexp(x, y, scale, log_weights, row_ids, column_ids, offset, columns))
 
 
