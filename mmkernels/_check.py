@@ -76,14 +76,13 @@ def ids(name: str, value: object, sizes: dict[str, int] | None, like: Tensor) ->
     return t.to(torch.int64)
 
 
-def number(name: str, value: object, low: float = -math.inf, high: float = math.inf, closed: bool = False) -> float:
-    """Return value if it is a finite Python number in (low, high), or in [low, high] if closed."""
+def number(name: str, value: object, low: float = -math.inf, high: float = math.inf, with_low: bool = False) -> float:
+    """Return value if it is a finite Python number in (low, high), or in [low, high) if with_low."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     number = float(value)
-    if not math.isfinite(number) or not (low <= number <= high if closed else low < number < high):
-        ends = "[]" if closed else "()"
-        raise ValueError(f"{name} must be finite and in {ends[0]}{low:g}, {high:g}{ends[1]}, got {value}")
+    if not low < number < high and not (with_low and number == low):  # NaN is in no interval, inf in no open one
+        raise ValueError(f"{name} must be finite and in {'[' if with_low else '('}{low:g}, {high:g}), got {value}")
     return number
 
 

@@ -6,7 +6,7 @@ derivatives that are silently wrong. Saved are inputs and outputs only.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -153,27 +153,48 @@ _GRAD_ARGUMENTS = (
 )
 
 
+class Statistics(NamedTuple):
+    """Log-sum-exps, positives and maxima of the rows and columns of a score matrix; maxima carry no gradient."""
+
+    rows: Tensor  # (N,)
+    columns: Tensor  # (M,), or (0,) where they were not asked for
+    positives: Tensor  # (N,), or (0,) without an offset
+    row_max: Tensor  # (N,)
+    column_max: Tensor  # (M,) or (0,)
+
+
 def logsumexp(
     x: Tensor,
     y: Tensor,
-    scale: Tensor,
+    scale: Tensor | float,
     log_weights: Tensor | None = None,
     row_ids: Tensor | None = None,
     column_ids: Tensor | None = None,
     offset: int | None = None,
     columns: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return (rows, columns, positives, row_max, column_max) of checked arguments.
+) -> Statistics:
+    """The statistics of checked arguments, which are cast and laid out here as the operators take them.
 
     The dot products are kept for the backward pass where tiles serve, a gradient is asked for and the memory budget
     admits them: three matrix products then instead of four.
     """
+    dtype = compute_dtype(x.dtype)
+    x, y = (t if t.stride(1) == 1 else t.contiguous() for t in (x, y))
+    # new_full: a Python number becomes a tensor on x's device without a copy from the host.
+    scale = scale.to(dtype) if isinstance(scale, Tensor) else x.new_full((), scale, dtype=dtype)
+    if log_weights is not None:
+        log_weights = log_weights.to(dtype).contiguous()
+    if row_ids is not None and column_ids is not None:
+        row_ids, column_ids = row_ids.contiguous(), column_ids.contiguous()
+        column_ids = column_ids.view_as(column_ids)
+    y = y.view_as(y)  # torch.compile admits no tensor twice among a Function's arguments
     differentiable = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, y, scale, log_weights)
     )
-    fits = x.shape[0] * y.shape[0] * compute_dtype(x.dtype).itemsize <= memory_budget()
+    fits = x.shape[0] * y.shape[0] * dtype.itemsize <= memory_budget()
     keep = differentiable and fits and not _dispatch.serves_triton(x)
-    result: tuple[Tensor, ...] = LogSumExp.apply(  # type: ignore[no-untyped-call]
-        x, y, scale, log_weights, row_ids, column_ids, offset, columns, keep
+    return Statistics(
+        *LogSumExp.apply(  # type: ignore[no-untyped-call]
+            x, y, scale, log_weights, row_ids, column_ids, offset, columns, keep
+        )[:5]
     )
-    return result[0], result[1], result[2], result[3], result[4]

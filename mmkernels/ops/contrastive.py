@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +9,6 @@ from torch import Tensor
 from mmkernels import _check
 from mmkernels.autograd.logsumexp import logsumexp
 from mmkernels.ops._autocast import autocast, no_autocast
-from mmkernels.tiled._tiles import compute_dtype
 
 _Ids = Tensor | tuple[Tensor, Tensor] | None
 
@@ -63,9 +60,11 @@ def logsumexp_scores(
     if offset is not None:
         if not isinstance(offset, int) or isinstance(offset, bool):
             raise TypeError(f"offset must be an int or None, got {type(offset).__name__}")
+        if M < N:
+            raise ValueError(f"offset has no value where y has fewer rows than x, got {M} and {N}")
         if not 0 <= offset <= M - N:
             raise ValueError(f"offset must be in [0, M - N] = [0, {M - N}], got {offset}")
-    q = _statistics(autocast(x), autocast(y), scale, log_weights, row_ids, column_ids, offset)
+    q = logsumexp(autocast(x), autocast(y), scale, log_weights, row_ids, column_ids, offset)
     return q.rows, q.columns
 
 
@@ -149,17 +148,17 @@ def info_nce(
         log_weights = log_weights if log_weights.shape[0] == N + M else F.pad(log_weights, (N, 0))
     if weight is not None:
         _check.vector("weight", weight, {"N": N}, x)
-    epsilon = _check.number("label_smoothing", label_smoothing, 0, 1, closed=True)
+    epsilon = _check.number("label_smoothing", label_smoothing, 0, 1, with_low=True)
     if epsilon and (ids is not None or exclude_positive):
         raise ValueError("label_smoothing has no definition together with ids or exclude_positive; got both")
 
     x, y = autocast(x), autocast(y)
     columns = y if negatives is None else torch.cat([y, autocast(negatives)])
-    q = _statistics(x, columns, factor, log_weights, row_ids, column_ids, 0, columns=symmetric)
-    mean = _mean_scores(x, columns, factor, log_weights) if epsilon else None
+    q = logsumexp(x, columns, factor, log_weights, row_ids, column_ids, 0, columns=symmetric)
+    mean = _mean_scores(x, columns, factor, q.rows.dtype, log_weights) if epsilon else None
     losses = _loss(q.rows, q.positives, exclude_positive, epsilon, mean)
     if symmetric:
-        mean = _mean_scores(y, x, factor) if epsilon else None
+        mean = _mean_scores(y, x, factor, q.rows.dtype) if epsilon else None
         if mean is not None and log_weights is not None:
             mean = mean + log_weights[:N]
         losses = (losses + _loss(q.columns[:N], q.positives, exclude_positive, epsilon, mean)) / 2
@@ -177,42 +176,10 @@ def clip_loss_and_accuracy(x: Tensor, y: Tensor, scale: Tensor | float) -> tuple
     """
     _check_mean(_check_pairs(x, y))
     x, y = autocast(x), autocast(y)
-    q = _statistics(x, y, _scale(None, scale, x), None, None, None, 0)
+    q = logsumexp(x, y, _scale(None, scale, x), None, None, None, 0)
     loss = (_loss(q.rows, q.positives) + _loss(q.columns, q.positives)).mean() / 2
     correct = torch.stack((q.positives > q.row_max, q.positives > q.column_max))
     return loss, correct.to(loss.dtype).mean()
-
-
-class _Statistics(NamedTuple):
-    rows: Tensor
-    columns: Tensor
-    positives: Tensor
-    row_max: Tensor
-    column_max: Tensor
-
-
-def _statistics(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor | float,
-    log_weights: Tensor | None,
-    row_ids: Tensor | None,
-    column_ids: Tensor | None,
-    offset: int | None,
-    columns: bool = True,
-) -> _Statistics:
-    """The streamed reduction of checked arguments, laid out as its operators take them."""
-    x, y = (t if t.stride(1) == 1 else t.contiguous() for t in (x, y))
-    dtype = compute_dtype(x.dtype)
-    # new_full: a Python number becomes a tensor on x's device without a copy from the host.
-    scale = scale.to(dtype) if isinstance(scale, Tensor) else x.new_full((), scale, dtype=dtype)
-    if log_weights is not None:
-        log_weights = log_weights.to(dtype).contiguous()
-    if row_ids is not None and column_ids is not None:
-        row_ids, column_ids = row_ids.contiguous(), column_ids.contiguous()
-        column_ids = column_ids.view_as(column_ids)
-    y = y.view_as(y)  # torch.compile admits no tensor twice among an autograd Function's arguments
-    return _Statistics(*logsumexp(x, y, scale, log_weights, row_ids, column_ids, offset, columns))
 
 
 def _loss(
@@ -225,9 +192,10 @@ def _loss(
     return loss if mean is None else loss + epsilon * (p - mean)
 
 
-def _mean_scores(x: Tensor, y: Tensor, scale: Tensor | float, log_weights: Tensor | None = None) -> Tensor:
+def _mean_scores(
+    x: Tensor, y: Tensor, scale: Tensor | float, dtype: torch.dtype, log_weights: Tensor | None = None
+) -> Tensor:
     """mean_j s_ij = scale <x_i, mean y> + mean w: O(N D)."""
-    dtype = compute_dtype(x.dtype)
     with no_autocast(x):
         mean = scale * (x.to(dtype) @ y.mean(0, dtype=dtype))
     return mean if log_weights is None else mean + log_weights.to(dtype).mean()

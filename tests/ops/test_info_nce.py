@@ -85,7 +85,10 @@ def compare(tensors, rest):
     assert loss.dtype == wide
     exponent = (tensors["scale"] * (x.double() @ tensors["y"].double().T)).abs().max().item()
     assert_accurate("loss", loss, low, truth, roundings=8, magnitude=1 + exponent)
-    sizes = dict.fromkeys(tensors, 0.0) | {"scale": 1.0, "weight": 1.0}
+    # A gradient is a difference: the positive's pull, 1 - e^-loss (all of it without the positive), less the others'.
+    each = dense(**{k: t.double() for k, t in tensors.items() if k != "weight"}, **(rest | {"reduction": "none"}))
+    pull = 1.0 if "exclude_positive" in rest else -torch.expm1(-each.abs().max()).item()
+    sizes = dict.fromkeys(tensors, pull * tensors["scale"].item()) | {"scale": pull, "weight": 1.0, "log_weights": 0.0}
     for name, got, w, n, true in zip(tensors, gradients, wide_gradients, narrow_gradients, true_gradients, strict=True):
         assert_accurate(f"gradient of {name}", got, w if got.dtype == wide else n, true, 16, sizes[name], exponent)
 
