@@ -38,13 +38,48 @@ def _reference(maximum: Tensor) -> Tensor:
     return maximum.masked_fill(maximum.isinf(), 0)
 
 
-def _fold(s: Tensor, dim: int, maximum: Tensor, total: Tensor, buffer: Tensor) -> None:
-    """Fold the tile into the running maximum and the running sum of e^(s - maximum), in place."""
-    new = torch.maximum(maximum, s.amax(dim))
-    ref = _reference(new)
-    e = torch.sub(s, ref.unsqueeze(dim), out=buffer).exp_()
-    total.mul_(torch.exp(maximum - ref)).add_(e.sum(dim))
-    maximum.copy_(new)
+def _shared_reference(rows: Tensor, columns: Tensor) -> Tensor | None:
+    """A reference that serves every row and column of a tile, so that one exponential per pair does; None if none can.
+
+    With all references within 60 of the largest, what a float32 exponential flushes to 0 is below e^-27 of any of
+    them. The question is asked on a CPU only: elsewhere the host would wait for the answer.
+    """
+    if rows.device.type != "cpu" or rows.numel() == 0 or columns.numel() == 0:
+        return None
+    low, high = torch.cat([rows, columns]).aminmax()
+    return high if high - low < 60 else None  # also None with infinities and NaN
+
+
+def _add_tile(s: Tensor, e: Tensor, row_max: Tensor, row_sum: Tensor, column_max: Tensor, column_sum: Tensor) -> None:
+    """Fold a tile into the running maxima and sums of e^(s - maximum), in place; columns if column_max is not empty."""
+    row_new = torch.maximum(row_max, s.amax(1))
+    column_new = torch.maximum(column_max, s.amax(0)) if column_max.numel() else column_max
+    row_ref, column_ref = _reference(row_new), _reference(column_new)
+    shared = _shared_reference(row_new, column_new)
+    row_sum *= torch.exp(row_max - row_ref)
+    column_sum *= torch.exp(column_max - column_ref)
+    if shared is not None:
+        torch.sub(s, shared, out=e).exp_()
+        row_sum += e.sum(1) * torch.exp(shared - row_ref)
+        column_sum += e.sum(0) * torch.exp(shared - column_ref)
+    else:
+        row_sum += torch.sub(s, row_ref[:, None], out=e).exp_().sum(1)
+        if column_max.numel():
+            column_sum += torch.sub(s, column_ref, out=e).exp_().sum(0)
+    row_max.copy_(row_new)
+    column_max.copy_(column_new)
+
+
+def _weights(s: Tensor, w: Tensor, rows: Tensor, columns: Tensor, g: Tensor, h: Tensor | None) -> Tensor:
+    """g_i e^(s - rows_i) + h_j e^(s - columns_j), the second term if h is given; s is overwritten."""
+    if h is None:
+        return torch.sub(s, rows[:, None], out=w).exp_().mul_(g[:, None])
+    shared = _shared_reference(rows, columns)
+    if shared is not None:
+        torch.add((g * torch.exp(shared - rows))[:, None], h * torch.exp(shared - columns), out=w)
+        return w.mul_(s.sub_(shared).exp_())
+    torch.sub(s, rows[:, None], out=w).exp_().mul_(g[:, None])
+    return w.add_(s.sub_(columns).exp_().mul_(h))
 
 
 def logsumexp_fwd(
@@ -79,9 +114,7 @@ def logsumexp_fwd(
             dots, s, e = (b[: len(xi) * (cols.stop - cols.start)].view(len(xi), -1) for b in buffers)
             dots = torch.mm(xi, y[cols].to(dtype).T, out=scores[rows, cols] if keep else dots)
             _scores(dots, scale, log_weights, row_ids, column_ids, offset, rows, cols, s)
-            _fold(s, 1, row_max[rows], row_sum[rows], e)
-            if columns:
-                _fold(s, 0, column_max[cols], column_sum[cols], e)
+            _add_tile(s, e, row_max[rows], row_sum[rows], column_max[cols], column_sum[cols])
     row_lse, column_lse = _reference(row_max) + row_sum.log(), _reference(column_max) + column_sum.log()
     return row_lse, column_lse, positives, row_max, column_max, scores
 
@@ -111,23 +144,21 @@ def logsumexp_bwd(
     N, M, D, dtype = len(x), len(y), x.shape[1], compute_dtype(x.dtype)
     need_x, need_y, need_scale, need_log_weights = needs
     side = tile_side(x.dtype)
-    row_ref, column_ref = _reference(rows)[:, None], _reference(columns)
+    row_ref, column_ref = _reference(rows), _reference(columns)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0)
     dy = y.new_zeros(M, D, dtype=dtype) if need_y else y.new_empty(0)
     dscale_rows = x.new_zeros(N if need_scale else 0, dtype=dtype)
     dlog_weights = x.new_zeros(M if need_log_weights else 0, dtype=dtype)
     buffers = x.new_empty(3, min(N, side) * min(M, side), dtype=dtype)
     for i in slices(N, side):
-        xi, gi = x[i].to(dtype), grad_rows[i, None]
+        xi = x[i].to(dtype)
         dxi = torch.zeros_like(xi) if need_x else xi
         for j in slices(M, side):
             yj = y[j].to(dtype)
             dots, s, w = (b[: len(xi) * len(yj)].view(len(xi), len(yj)) for b in buffers)
             dots = scores[i, j] if scores.numel() else torch.mm(xi, yj.T, out=dots)
             _scores(dots, scale, log_weights, row_ids, column_ids, offset, i, j, s)
-            torch.sub(s, row_ref[i], out=w).exp_().mul_(gi)
-            if grad_columns is not None:
-                w += s.sub_(column_ref[j]).exp_().mul_(grad_columns[j])
+            _weights(s, w, row_ref[i], column_ref[j], grad_rows[i], None if grad_columns is None else grad_columns[j])
             if need_scale:
                 dscale_rows[i] += torch.mul(w, dots, out=s).sum(1)
             if need_log_weights:
