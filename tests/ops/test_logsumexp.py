@@ -55,14 +55,12 @@ def compare(tensors, ids=None, offset=None):
     for name, got, low, truth in zip(("rows", "columns"), values, dense_values, true_values, strict=True):
         assert got.dtype == wide
         assert_accurate(name, got, low, truth, magnitude=magnitude)
-    # A gradient is a sum of signed terms: its rounding follows their sizes, however small the sum. In float64 the
-    # dense formula is the truth, which leaves the rounding of exponents to allow for.
+    # A gradient is a sum of signed terms: its rounding follows their sizes, however small the sum.
     largest, total = (max(f(c.abs()).item() for c in cotangents) for f in (torch.max, torch.sum))
-    exponent = magnitude if x.dtype == torch.float64 else 0
     sizes = {"x": scale * largest, "y": scale * largest, "scale": total * dots, "log_weights": largest}
     for name, got, low, truth in zip(sizes, gradients, dense_gradients, true_gradients, strict=False):
         assert got.isfinite().all()
-        assert_accurate(f"gradient of {name}", got, low, truth, magnitude=sizes[name], exponent=exponent)
+        assert_accurate(f"gradient of {name}", got, low, truth, magnitude=sizes[name], exponent=magnitude)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,130 @@
+"""Which tile each kernel runs with, by chip, kind of arithmetic and width. Tables, no tuning: results are reproducible.
+
+The tables hold what compiles without spilling registers and fits the chip's shared memory (`mmkernels.aot` checks it).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+
+class Tile(NamedTuple):
+    """The shape of one step of a kernel, passed by keyword at the launch."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_D: int
+    num_warps: int
+    num_stages: int
+
+
+# kernel -> chip -> kind of arithmetic -> tile. `narrow` has one tile per width (BLOCK_D is the whole width).
+# 'half' is fp16 and bf16, 'single' fp32 on tensor cores (tf32, tf32x3, bf16x6), 'ieee' fp32 without them.
+_SCORES = {
+    "sm_80": {
+        "half": Tile(128, 128, 32, 8, 3),
+        "single": Tile(64, 64, 32, 4, 2),
+        "ieee": Tile(64, 64, 16, 4, 2),
+    },
+    "sm_90": {
+        "half": Tile(128, 128, 64, 4, 3),
+        "single": Tile(128, 64, 32, 8, 2),
+        "ieee": Tile(64, 64, 16, 4, 2),
+    },
+    "sm_100": {
+        "half": Tile(128, 128, 64, 8, 3),
+        "single": Tile(128, 64, 32, 8, 2),
+        "ieee": Tile(64, 64, 16, 4, 2),
+    },
+    "gfx942": {
+        "half": Tile(128, 128, 32, 4, 2),
+        "single": Tile(64, 64, 32, 4, 2),
+        "ieee": Tile(64, 64, 32, 4, 2),
+    },
+    "interpreter": dict.fromkeys(("half", "single", "ieee"), Tile(64, 128, 128, 4, 1)),
+}
+_NARROW = {
+    "sm_80": {
+        "half": (Tile(128, 64, 64, 4, 3), Tile(128, 64, 128, 8, 2), Tile(128, 32, 256, 8, 2)),
+        "single": (Tile(64, 32, 64, 4, 2), Tile(64, 32, 128, 8, 1)),
+        "ieee": (Tile(32, 32, 64, 4, 1),),
+    },
+    "sm_90": {
+        "half": (Tile(128, 64, 64, 8, 3), Tile(128, 64, 128, 8, 3), Tile(128, 64, 256, 8, 2)),
+        "single": (Tile(64, 32, 64, 4, 2), Tile(64, 32, 128, 8, 1)),
+        "ieee": (Tile(32, 32, 64, 4, 1),),
+    },
+    "sm_100": {
+        "half": (Tile(128, 64, 64, 8, 3), Tile(128, 64, 128, 8, 3), Tile(128, 64, 256, 8, 2)),
+        "single": (Tile(64, 32, 64, 4, 2), Tile(64, 32, 128, 8, 1)),
+        "ieee": (Tile(32, 32, 64, 4, 1),),
+    },
+    "gfx942": {
+        "half": (Tile(128, 64, 64, 8, 2), Tile(128, 32, 128, 8, 2), Tile(64, 32, 256, 8, 1)),
+        "single": (Tile(64, 32, 64, 4, 1), Tile(64, 32, 128, 8, 1)),
+        "ieee": (Tile(64, 32, 64, 4, 1),),
+    },
+    "interpreter": dict.fromkeys(("half", "single", "ieee"), tuple(Tile(64, 128, d, 4, 1) for d in (64, 128, 256))),
+}
+
+
+@lru_cache
+def chip(device: torch.device) -> str:
+    """Return the key of the tables that serves the device: its own chip or the nearest one below.
+
+    Ampere and Ada, and Blackwell without data-centre tensor cores (sm_120), share sm_80's tiles, which stay below the
+    99 KB of shared memory that the smallest of them have.
+    """
+    if triton.knobs.runtime.interpret:
+        return "interpreter"
+    target = triton.runtime.driver.active.get_current_target()
+    if target.backend == "hip":
+        return "gfx942"
+    return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(target.arch // 10, "sm_80")
+
+
+@lru_cache
+def multiprocessors(device: torch.device) -> int:
+    """Return how many programs the device runs side by side at least (1 in the interpreter)."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def on_device(x: Tensor) -> AbstractContextManager[None]:
+    """Make x's device the current one, which is where Triton launches."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def _kind(x: Tensor, precision: str) -> str:
+    if x.element_size() == 2:
+        return "half"
+    return "ieee" if precision == "ieee" else "single"
+
+
+def scores_tile(x: Tensor, precision: str) -> Tile:
+    """The tile of kernels that walk the width in steps of BLOCK_D: forward, and the weight tile of the backward."""
+    tile = _SCORES[chip(x.device)][_kind(x, precision)]
+    return tile._replace(BLOCK_D=min(tile.BLOCK_D, max(16, triton.next_power_of_2(x.shape[1]))))
+
+
+def narrow_tile(x: Tensor, precision: str, programs_of: int) -> Tile | None:
+    """The tile of the backward that keeps whole rows in registers, None where storing weight tiles is faster.
+
+    That is where rows are too wide for registers, and where `programs_of` rows make too few programs to fill the chip.
+    """
+    for tile in _NARROW[chip(x.device)][_kind(x, precision)]:
+        if x.shape[1] <= tile.BLOCK_D:
+            tile = tile._replace(BLOCK_D=max(16, triton.next_power_of_2(x.shape[1])))
+            return tile if programs_of >= tile.BLOCK_M * multiprocessors(x.device) else None
+    return None
+
+
+def row_tile(x: Tensor) -> dict[str, int]:
+    """The tile of kernels that read each row once: 4,096 elements of it, more in the interpreter."""
+    block_d = min(512, triton.next_power_of_2(x.shape[1]))
+    return {"BLOCK_M": (65536 if triton.knobs.runtime.interpret else 4096) // block_d, "BLOCK_D": block_d}

@@ -1,0 +1,1 @@
+"""Small models that put the losses to work on real data."""
