@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain
 from multiprocessing import get_context
 from typing import Any
@@ -212,11 +213,13 @@ def compile_kernels(
         (whether the kernel multiplies matrices).
 
     Raises:
-        RuntimeError: Triton's interpreter is on.
+        RuntimeError: Triton's interpreter is on, or Triton is not installed.
         ValueError: a chip is unknown, or no kernel has such a name.
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("kernels cannot be compiled in Triton's interpreter: unset TRITON_INTERPRET and start again")
+    if find_spec("triton") is None:
+        raise RuntimeError("kernels are compiled by Triton, which runs on Linux: pip install triton")
     unknown = sorted(set(chips) - set(CHIPS))
     if unknown:
         raise ValueError(f"chips must be among {', '.join(CHIPS)}, got {', '.join(unknown)}")

@@ -1,4 +1,4 @@
-"""The command line: `mmkernels info`, `mmkernels train clip`, `mmkernels eval clip`."""
+"""The command line: `mmkernels info`, `mmkernels compile`, `mmkernels train clip`, `mmkernels eval clip`."""
 
 from __future__ import annotations
 
@@ -66,6 +66,32 @@ def info() -> None:
     }
     for name, value in rows.items():
         typer.echo(f"{name:<21} {value}")
+
+
+@app.command("compile")
+def compile_kernels(
+    chip: Annotated[list[str] | None, typer.Option(help="sm_80, sm_90, sm_100 or gfx942; all if not given.")] = None,
+    kernel: Annotated[list[str] | None, typer.Option(help="Beginning of a kernel's name; all if not given.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One configuration a kernel instead of all.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
+) -> None:
+    """Compile every Triton kernel for chips that need not be here; show registers, spills and instructions."""
+    with _told():
+        from mmkernels import aot
+        from mmkernels.data._files import write_atomically
+
+        rows = aot.compile_kernels(chip or aot.CHIPS, kernel, quick)
+        text = aot.table(rows)
+        typer.echo(text)
+        if out is not None:
+            with write_atomically(out) as temporary:
+                temporary.write_text(text + "\n")
+        problems = aot.limits(rows)
+        for problem in problems:
+            typer.secho(problem, err=True, fg="red")
+        typer.echo(f"{len(rows)} kernels compiled, {len(problems)} beyond their limits.")
+        if problems:
+            raise typer.Exit(1)
 
 
 @train_app.command("clip")

@@ -27,47 +27,31 @@ class Tile(NamedTuple):
 # kernel -> chip -> kind of arithmetic -> tile. `narrow` has one tile per width (BLOCK_D is the whole width).
 # 'half' is fp16 and bf16, 'single' fp32 on tensor cores (tf32, tf32x3, bf16x6), 'ieee' fp32 without them.
 _SCORES = {
-    "sm_80": {
-        "half": Tile(128, 128, 32, 8, 3),
-        "single": Tile(64, 64, 32, 4, 2),
-        "ieee": Tile(64, 64, 16, 4, 2),
-    },
-    "sm_90": {
-        "half": Tile(128, 128, 64, 4, 3),
-        "single": Tile(128, 64, 32, 8, 2),
-        "ieee": Tile(64, 64, 16, 4, 2),
-    },
-    "sm_100": {
-        "half": Tile(128, 128, 64, 8, 3),
-        "single": Tile(128, 64, 32, 8, 2),
-        "ieee": Tile(64, 64, 16, 4, 2),
-    },
-    "gfx942": {
-        "half": Tile(128, 128, 32, 4, 2),
-        "single": Tile(64, 64, 32, 4, 2),
-        "ieee": Tile(64, 64, 32, 4, 2),
-    },
+    "sm_80": {"half": Tile(128, 128, 32, 8, 3), "single": Tile(64, 64, 16, 4, 2), "ieee": Tile(64, 64, 16, 4, 2)},
+    "sm_90": {"half": Tile(128, 128, 64, 4, 3), "single": Tile(128, 64, 32, 8, 2), "ieee": Tile(64, 64, 16, 4, 2)},
+    "sm_100": {"half": Tile(128, 128, 64, 8, 3), "single": Tile(128, 64, 32, 8, 2), "ieee": Tile(64, 64, 16, 4, 2)},
+    "gfx942": {"half": Tile(128, 128, 32, 4, 2), "single": Tile(64, 64, 32, 4, 2), "ieee": Tile(64, 64, 32, 4, 2)},
     "interpreter": dict.fromkeys(("half", "single", "ieee"), Tile(64, 128, 128, 4, 1)),
 }
 _NARROW = {
     "sm_80": {
-        "half": (Tile(128, 64, 64, 4, 3), Tile(128, 64, 128, 8, 2), Tile(128, 32, 256, 8, 2)),
-        "single": (Tile(64, 32, 64, 4, 2), Tile(64, 32, 128, 8, 1)),
+        "half": (Tile(128, 32, 64, 4, 3), Tile(128, 32, 128, 8, 2), Tile(64, 64, 256, 8, 2)),
+        "single": (Tile(32, 32, 64, 4, 2),),
         "ieee": (Tile(32, 32, 64, 4, 1),),
     },
     "sm_90": {
-        "half": (Tile(128, 64, 64, 8, 3), Tile(128, 64, 128, 8, 3), Tile(128, 64, 256, 8, 2)),
-        "single": (Tile(64, 32, 64, 4, 2), Tile(64, 32, 128, 8, 1)),
+        "half": (Tile(128, 64, 64, 8, 3), Tile(128, 64, 128, 8, 2), Tile(128, 32, 256, 8, 2)),
+        "single": (Tile(64, 32, 64, 4, 2),),
         "ieee": (Tile(32, 32, 64, 4, 1),),
     },
     "sm_100": {
-        "half": (Tile(128, 64, 64, 8, 3), Tile(128, 64, 128, 8, 3), Tile(128, 64, 256, 8, 2)),
-        "single": (Tile(64, 32, 64, 4, 2), Tile(64, 32, 128, 8, 1)),
+        "half": (Tile(128, 32, 64, 8, 3), Tile(128, 32, 128, 8, 2), Tile(64, 64, 256, 8, 2)),
+        "single": (Tile(64, 32, 64, 8, 2),),
         "ieee": (Tile(32, 32, 64, 4, 1),),
     },
     "gfx942": {
-        "half": (Tile(128, 64, 64, 8, 2), Tile(128, 32, 128, 8, 2), Tile(64, 32, 256, 8, 1)),
-        "single": (Tile(64, 32, 64, 4, 1), Tile(64, 32, 128, 8, 1)),
+        "half": (Tile(64, 64, 64, 4, 1), Tile(64, 32, 128, 4, 1), Tile(64, 32, 256, 8, 1)),
+        "single": (Tile(64, 32, 64, 4, 1),),
         "ieee": (Tile(64, 32, 64, 4, 1),),
     },
     "interpreter": dict.fromkeys(("half", "single", "ieee"), tuple(Tile(64, 128, d, 4, 1) for d in (64, 128, 256))),

@@ -30,17 +30,23 @@ def _nearness(row_lse, column_lse):
 
 
 @triton.jit
+def _softmax(s, lse):
+    """e^(s - lse), at most 1 even where the rounding of huge scores differs from the forward's; NaN stays NaN."""
+    return tl.exp(tl.minimum(s - lse, 0.0, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
 def _weight_tile(s, near, top, row_lse, g, column_lse, h, HAS_ROWS: tl.constexpr, HAS_COLUMNS: tl.constexpr):
     """G from scores, float32; with one exponential for both terms if all log-sum-exps are near top, within 40."""
     if HAS_ROWS and HAS_COLUMNS:
         if near:
             w = tl.exp(s - top) * ((g * tl.exp(top - row_lse))[:, None] + (h * tl.exp(top - column_lse))[None, :])
         else:
-            w = tl.exp(s - row_lse[:, None]) * g[:, None] + tl.exp(s - column_lse[None, :]) * h[None, :]
+            w = _softmax(s, row_lse[:, None]) * g[:, None] + _softmax(s, column_lse[None, :]) * h[None, :]
     elif HAS_ROWS:
-        w = tl.exp(s - row_lse[:, None]) * g[:, None]
+        w = _softmax(s, row_lse[:, None]) * g[:, None]
     else:
-        w = tl.exp(s - column_lse[None, :]) * h[None, :]
+        w = _softmax(s, column_lse[None, :]) * h[None, :]
     return w
 
 

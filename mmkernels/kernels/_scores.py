@@ -35,8 +35,10 @@ class Scores(NamedTuple):
         precision: str,
     ) -> Scores:
         """The whole matrix; vectors are made contiguous."""
-        vectors = (None if v is None else v.contiguous() for v in (log_weights, row_ids, column_ids))
-        return cls(x, y, scale, *vectors, offset, precision)
+        log_weights, row_ids, column_ids = (
+            None if v is None else v.contiguous() for v in (log_weights, row_ids, column_ids)
+        )
+        return cls(x, y, scale, log_weights, row_ids, column_ids, offset, precision)
 
     def block(self, rows: slice, columns: slice) -> Scores:
         """The scores of some rows and columns."""
