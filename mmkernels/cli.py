@@ -112,6 +112,7 @@ def train_clip(
     with _told():
         with needs_extra("train"):
             import matplotlib  # noqa: F401  (needed at the end: say so at the beginning)
+            import safetensors  # noqa: F401
 
         from mmkernels.data import load_icons, split
         from mmkernels.models._training import load, train

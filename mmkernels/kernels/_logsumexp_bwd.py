@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """Device code of the gradients of logsumexp: the tile of scores is recomputed and made into weights
 
     G_ij = g_i e^(s_ij - rows_i) + h_j e^(s_ij - columns_j),  0 on the pairs that are left out,
@@ -276,26 +277,3 @@ def logsumexp_bwd_finish_kernel(
             dx, scale_ptr, factor_ptr, y_ptr, stride_yn, grad_positives_ptr, dx_ptr, offs_m, offs_d, offset, N, M, D,
             HAS_POSITIVES, EVEN_D,
         )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["N"])
-def logsumexp_dots_kernel(
-    x_ptr,  # (N, D)
-    y_ptr,  # (N, D)
-    out_ptr,  # (N,): <x_i, y_i>
-    stride_xm,
-    stride_ym,
-    N,
-    D,
-    EVEN_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    dots = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    for d in range(0, D, BLOCK_D):
-        offs_d = d + tl.arange(0, BLOCK_D)
-        x = load_rows(x_ptr, stride_xm, offs_m, N, offs_d, D, EVEN_D).to(tl.float32)
-        y = load_rows(y_ptr, stride_ym, offs_m, N, offs_d, D, EVEN_D).to(tl.float32)
-        dots += tl.sum(x * y, 1)
-    tl.store(out_ptr + offs_m, dots, mask=offs_m < N)

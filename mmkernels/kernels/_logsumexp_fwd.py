@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """Device code of logsumexp: row and column log-sum-exps of the scores in one sweep.
 
 In a wave of rows a program owns a tile of rows and a span of column tiles; it keeps the (maximum, sum) of its rows in
@@ -11,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmkernels.kernels._pair import dot_tile, finite, mask_tile, needs_mask, quarters, score_tile
+from mmkernels.kernels._pair import dot_tile, finite, load_rows, mask_tile, needs_mask, quarters, score_tile
 
 
 @triton.jit
@@ -145,3 +146,26 @@ def logsumexp_merge_kernel(
         total = tl.where(empty, float("-inf"), finite(m) + tl.log(tl.where(empty, 1.0, total)))
     tl.store(max_ptr + offs_l, m, mask=mask_l)
     tl.store(sum_ptr + offs_l, total, mask=mask_l)
+
+
+@triton.jit(do_not_specialize=["N"])
+def logsumexp_dots_kernel(
+    x_ptr,  # (N, D)
+    y_ptr,  # (N, D)
+    out_ptr,  # (N,): <x_i, y_i>
+    stride_xm,
+    stride_ym,
+    N,
+    D,
+    EVEN_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    dots = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    for d in range(0, D, BLOCK_D):
+        offs_d = d + tl.arange(0, BLOCK_D)
+        x = load_rows(x_ptr, stride_xm, offs_m, N, offs_d, D, EVEN_D).to(tl.float32)
+        y = load_rows(y_ptr, stride_ym, offs_m, N, offs_d, D, EVEN_D).to(tl.float32)
+        dots += tl.sum(x * y, 1)
+    tl.store(out_ptr + offs_m, dots, mask=offs_m < N)

@@ -18,9 +18,8 @@ from mmkernels.kernels._logsumexp_bwd import (
     logsumexp_bwd_finish_kernel,
     logsumexp_bwd_kernel,
     logsumexp_bwd_weight_kernel,
-    logsumexp_dots_kernel,
 )
-from mmkernels.kernels._logsumexp_fwd import logsumexp_fwd_kernel, logsumexp_merge_kernel
+from mmkernels.kernels._logsumexp_fwd import logsumexp_dots_kernel, logsumexp_fwd_kernel, logsumexp_merge_kernel
 from mmkernels.kernels._scores import Scores
 
 _WAVE = 8192  # rows per wave of the forward: at D = 768 in 16 bit they take 12 MB and stay in the L2 cache
@@ -93,7 +92,7 @@ def logsumexp_fwd(
         for wave in _slices(N, _WAVE):
             n = wave.stop - wave.start
             tiles = triton.cdiv(n, tile.BLOCK_M)
-            part_max, part_sum = row_parts[:, : spans * n].unflatten(1, (spans, n))
+            part_max, part_sum = row_parts[:, : spans * n].view(2, spans, n)
             logsumexp_fwd_kernel[(tiles * spans,)](
                 **scores.block(wave, slice(0, M)).arguments(tile),
                 row_max_ptr=part_max,
