@@ -76,7 +76,7 @@ def _cases(chip: str, quick: bool) -> Iterator[_Case]:
         if quick:
             yield from (_Case(reduction, bf16, D) for D in (768, 128))
             continue
-        for D in (64, 128, 256, 768):
+        for D in (32, 64, 128, 256, 768):
             yield _Case(reduction, bf16, D)
             yield _Case(reduction, bf16, D, options=True)
             yield _Case(reduction, fp32, D, accurate, options=True)

@@ -140,7 +140,7 @@ def test_a_missing_run(few_icons, tmp_path):
     assert "does not exist: `mmkernels train clip" in plain(result.output)
 
 
-@pytest.mark.parametrize("package", ["matplotlib", "safetensors"])
+@pytest.mark.parametrize("package", ["matplotlib", "safetensors.torch"])
 def test_a_missing_extra(few_icons, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     result = train(tmp_path, "--epochs", "1")

@@ -24,8 +24,8 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-# kernel -> chip -> kind of arithmetic -> tile. `narrow` has one tile per width (BLOCK_D is the whole width).
-# 'half' is fp16 and bf16, 'single' fp32 on tensor cores (tf32, tf32x3, bf16x6), 'ieee' fp32 without them.
+# By chip and kind of arithmetic: 'half' is fp16 and bf16, 'single' fp32 on tensor cores (tf32, tf32x3, bf16x6), 'ieee'
+# fp32 without them. _NARROW has one tile per width: BLOCK_D is the whole width, rounded up to a power of two.
 _SCORES = {
     "sm_80": {"half": Tile(128, 128, 32, 8, 3), "single": Tile(64, 64, 16, 4, 2), "ieee": Tile(64, 64, 16, 4, 2)},
     "sm_90": {"half": Tile(128, 128, 64, 4, 3), "single": Tile(128, 64, 32, 8, 2), "ieee": Tile(64, 64, 16, 4, 2)},
@@ -45,12 +45,17 @@ _NARROW = {
         "ieee": (Tile(32, 32, 64, 4, 1),),
     },
     "sm_100": {
-        "half": (Tile(128, 32, 64, 8, 3), Tile(128, 32, 128, 8, 2), Tile(64, 64, 256, 8, 2)),
+        "half": (
+            Tile(64, 64, 32, 4, 2),
+            Tile(128, 32, 64, 8, 3),
+            Tile(128, 32, 128, 8, 2),
+            Tile(64, 64, 256, 8, 2),
+        ),
         "single": (Tile(64, 32, 64, 8, 2),),
         "ieee": (Tile(32, 32, 64, 4, 1),),
     },
     "gfx942": {
-        "half": (Tile(64, 64, 64, 4, 1), Tile(64, 32, 128, 4, 1), Tile(64, 32, 256, 8, 1)),
+        "half": (Tile(64, 64, 64, 4, 1), Tile(64, 32, 128, 4, 1), Tile(64, 16, 256, 8, 1)),
         "single": (Tile(64, 32, 64, 4, 1),),
         "ieee": (Tile(64, 32, 64, 4, 1),),
     },

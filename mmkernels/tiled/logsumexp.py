@@ -51,7 +51,7 @@ def _shared_reference(rows: Tensor, columns: Tensor) -> Tensor | None:
 
 
 def _add_tile(s: Tensor, e: Tensor, row_max: Tensor, row_sum: Tensor, column_max: Tensor, column_sum: Tensor) -> None:
-    """Fold a tile into the running maxima and sums of e^(s - maximum), in place; columns if column_max is not empty."""
+    """Fold a tile into the running maxima and sums of e^(s - maximum); no columns if theirs are empty. s is used up."""
     row_new = torch.maximum(row_max, s.amax(1))
     column_new = torch.maximum(column_max, s.amax(0)) if column_max.numel() else column_max
     row_ref, column_ref = _reference(row_new), _reference(column_new)
@@ -59,9 +59,9 @@ def _add_tile(s: Tensor, e: Tensor, row_max: Tensor, row_sum: Tensor, column_max
     row_sum *= torch.exp(row_max - row_ref)
     column_sum *= torch.exp(column_max - column_ref)
     if shared is not None:
-        torch.sub(s, shared, out=e).exp_()
-        row_sum += e.sum(1) * torch.exp(shared - row_ref)
-        column_sum += e.sum(0) * torch.exp(shared - column_ref)
+        s.sub_(shared).exp_()  # in place: memory touched for the first time costs as much as the exponential
+        row_sum += s.sum(1) * torch.exp(shared - row_ref)
+        column_sum += s.sum(0) * torch.exp(shared - column_ref)
     else:
         row_sum += torch.sub(s, row_ref[:, None], out=e).exp_().sum(1)
         if column_max.numel():
@@ -145,14 +145,15 @@ def logsumexp_bwd(
     need_x, need_y, need_scale, need_log_weights = needs
     side = tile_side(x.dtype)
     row_ref, column_ref = _reference(rows), _reference(columns)
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0)
+    dx = x.new_zeros(N, D) if need_x else x.new_empty(0)
     dy = y.new_zeros(M, D, dtype=dtype) if need_y else y.new_empty(0)
     dscale_rows = x.new_zeros(N if need_scale else 0, dtype=dtype)
     dlog_weights = x.new_zeros(M if need_log_weights else 0, dtype=dtype)
     buffers = x.new_empty(3, min(N, side) * min(M, side), dtype=dtype)
     for i in slices(N, side):
         xi = x[i].to(dtype)
-        dxi = torch.zeros_like(xi) if need_x else xi
+        # 16-bit gradients are summed in float32 and rounded once; others where they will stay.
+        dxi = torch.zeros_like(xi) if need_x and dx.dtype != dtype else dx[i]
         for j in slices(M, side):
             yj = y[j].to(dtype)
             dots, s, w = (b[: len(xi) * len(yj)].view(len(xi), len(yj)) for b in buffers)
@@ -179,8 +180,9 @@ def logsumexp_bwd(
             if need_log_weights:
                 dlog_weights[matched] += gp[:, 0]
         if need_x:
-            torch.mul(dxi, scale, out=dxi)
-            dx[i] = dxi
+            dxi.mul_(scale)
+            if dx.dtype != dtype:
+                dx[i] = dxi
     if need_y:
         dy = dy.mul_(scale).to(y.dtype)
     return dx, dy, dscale_rows.sum() if need_scale else dscale_rows, dlog_weights
