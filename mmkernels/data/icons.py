@@ -109,8 +109,8 @@ def split(icons: Icons, held_out: int = 1000, seed: int = 0) -> Split:
     """Hold names out: `held_out` Material Design icons for test, as many for validation, all other names for training.
 
     An icon of any font whose name is held out is in no training set. Names of test icons are new, their words are
-    mostly not: what is asked is to put known words together ('account' + 'alert' + 'outline'). A third
-    of them differ from a training name by 'outline' alone and are the easy ones. Choose on validation, report on test.
+    mostly not: what is asked is to put known words together ('account' + 'alert' + 'outline'). A third of the names
+    differ from a training name by 'outline' alone and are the easy ones. Choose on validation, report on test.
 
     Raises:
         ValueError: there are fewer than 2 * held_out Material Design icons.
