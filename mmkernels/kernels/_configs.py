@@ -108,7 +108,7 @@ def narrow_tile(x: Tensor, precision: str, programs_of: int) -> Tile | None:
     """
     for tile in _NARROW[chip(x.device)][_kind(x, precision)]:
         if x.shape[1] <= tile.BLOCK_D:
-            tile = tile._replace(BLOCK_D=max(16, triton.next_power_of_2(x.shape[1])))
+            tile = tile._replace(BLOCK_D=max(32, triton.next_power_of_2(x.shape[1])))
             return tile if programs_of >= tile.BLOCK_M * multiprocessors(x.device) else None
     return None
 
