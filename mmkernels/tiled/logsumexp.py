@@ -10,6 +10,12 @@ from torch import Tensor
 from mmkernels.tiled._tiles import compute_dtype, memory_budget, slices, tile_side
 
 
+def _positives(rows: slice, cols: slice, offset: int) -> tuple[int, slice]:
+    """Return which diagonal of a tile holds its positives, and which rows of x they belong to, perhaps none."""
+    start, stop = max(rows.start, cols.start - offset), min(rows.stop, cols.stop - offset)
+    return rows.start + offset - cols.start, slice(start, max(start, stop))
+
+
 def _scores(
     dots: Tensor,
     scale: Tensor,
@@ -29,7 +35,7 @@ def _scores(
         ids = column_ids[cols]
         out[:, : len(ids)].masked_fill_(row_ids[rows, None] == ids, -torch.inf)
     if offset is not None:
-        out.diagonal(rows.start + offset - cols.start).fill_(-torch.inf)
+        out.diagonal(_positives(rows, cols, offset)[0]).fill_(-torch.inf)
     return out
 
 
@@ -105,16 +111,18 @@ def logsumexp_fwd(
     buffers = x.new_empty(3, min(N, side) * min(M, side), dtype=dtype)
     for rows in slices(N, side):
         xi = x[rows].to(dtype)
-        if offset is not None:
-            matched = slice(rows.start + offset, rows.stop + offset)
-            positives[rows] = scale * (xi * y[matched].to(dtype)).sum(1)
-            if log_weights is not None:
-                positives[rows] += log_weights[matched]
         for cols in slices(M, side):
             dots, s, e = (b[: len(xi) * (cols.stop - cols.start)].view(len(xi), -1) for b in buffers)
             dots = torch.mm(xi, y[cols].to(dtype).T, out=scores[rows, cols] if keep else dots)
+            if offset is not None:
+                diagonal, matched = _positives(rows, cols, offset)
+                positives[matched] = dots.diagonal(diagonal)
             _scores(dots, scale, log_weights, row_ids, column_ids, offset, rows, cols, s)
             _add_tile(s, e, row_max[rows], row_sum[rows], column_max[cols], column_sum[cols])
+    if offset is not None:
+        positives *= scale
+        if log_weights is not None:
+            positives += log_weights[offset : offset + N]
     row_lse, column_lse = _reference(row_max) + row_sum.log(), _reference(column_max) + column_sum.log()
     return row_lse, column_lse, positives, row_max, column_max, scores
 
@@ -138,47 +146,40 @@ def logsumexp_bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, y, scale and log_weights that needs asks for, empty tensors for the others.
 
-    G_ij = grad_rows_i e^(s_ij - rows_i) + grad_columns_j e^(s_ij - columns_j), and grad_positives on the positives,
-    which are added in float32 after the products: they never enter the weight tile.
+    G_ij = grad_rows_i e^(s_ij - rows_i) + grad_columns_j e^(s_ij - columns_j), and grad_positives on the positives. The
+    sums are in float32 (float64) until one rounding to the inputs' dtype.
     """
     N, M, D, dtype = len(x), len(y), x.shape[1], compute_dtype(x.dtype)
     need_x, need_y, need_scale, need_log_weights = needs
     side = tile_side(x.dtype)
     row_ref, column_ref = _reference(rows), _reference(columns)
-    dx = x.new_zeros(N, D) if need_x else x.new_empty(0)
-    dy = y.new_zeros(M, D, dtype=dtype) if need_y else y.new_empty(0)
+    new = x.new_empty if N and M else x.new_zeros  # the first product along a row or column overwrites, with beta = 0
+    dx = new(N, D) if need_x else x.new_empty(0)
+    dy = new(M, D, dtype=dtype) if need_y else x.new_empty(0)
     dscale_rows = x.new_zeros(N if need_scale else 0, dtype=dtype)
     dlog_weights = x.new_zeros(M if need_log_weights else 0, dtype=dtype)
     buffers = x.new_empty(3, min(N, side) * min(M, side), dtype=dtype)
     for i in slices(N, side):
         xi = x[i].to(dtype)
         # 16-bit gradients are summed in float32 and rounded once; others where they will stay.
-        dxi = torch.zeros_like(xi) if need_x and dx.dtype != dtype else dx[i]
+        dxi = torch.zeros_like(xi) if dx.dtype != dtype else dx[i]
         for j in slices(M, side):
             yj = y[j].to(dtype)
             dots, s, w = (b[: len(xi) * len(yj)].view(len(xi), len(yj)) for b in buffers)
             dots = scores[i, j] if scores.numel() else torch.mm(xi, yj.T, out=dots)
             _scores(dots, scale, log_weights, row_ids, column_ids, offset, i, j, s)
             _weights(s, w, row_ref[i], column_ref[j], grad_rows[i], None if grad_columns is None else grad_columns[j])
+            if grad_positives is not None and offset is not None:
+                diagonal, matched = _positives(i, j, offset)
+                w.diagonal(diagonal).copy_(grad_positives[matched])
             if need_scale:
                 dscale_rows[i] += torch.mul(w, dots, out=s).sum(1)
             if need_log_weights:
                 dlog_weights[j] += w.sum(0)
             if need_x:
-                dxi.addmm_(w, yj)
+                dxi.addmm_(w, yj, beta=int(j.start > 0))
             if need_y:
-                dy[j].addmm_(w.T, xi)
-        if grad_positives is not None and offset is not None:
-            matched = slice(i.start + offset, i.stop + offset)
-            gp, yp = grad_positives[i, None], y[matched].to(dtype)
-            if need_x:
-                dxi.addcmul_(gp, yp)
-            if need_y:
-                dy[matched].addcmul_(gp, xi)
-            if need_scale:
-                dscale_rows[i] += gp[:, 0] * (xi * yp).sum(1)
-            if need_log_weights:
-                dlog_weights[matched] += gp[:, 0]
+                dy[j].addmm_(w.T, xi, beta=int(i.start > 0))
         if need_x:
             dxi.mul_(scale)
             if dx.dtype != dtype:
