@@ -4,6 +4,8 @@ Arguments and results are those of `kernels/logsumexp.py`. N rows, M columns, D 
 buffers of one tile, unless the dot products are kept.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ def _scores(
 
 def _reference(maximum: Tensor) -> Tensor:
     """What to subtract before the exponential: 0 where the maximum is infinite (nothing summed yet, or overflow)."""
-    return maximum.masked_fill(maximum.isinf(), 0)
+    return maximum.nan_to_num(nan=math.nan, posinf=0, neginf=0)
 
 
 def _shared_reference(rows: Tensor, columns: Tensor) -> Tensor | None:
