@@ -8,6 +8,7 @@ needs neither Triton nor a GPU. Operators run with autocast off: their dtypes ar
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,12 @@ def serves_triton(x: Tensor) -> bool:
     """Whether Triton kernels serve x: on a GPU, not in float64; on a CPU only in Triton's interpreter."""
     interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     return (x.is_cuda or interpreted) and x.dtype != torch.float64
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which autocast is off on x's device."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _logsumexp_room(x: Tensor) -> ModuleType:
@@ -60,14 +67,14 @@ torch.library.define(
 
 @torch.library.impl("mmkernels::logsumexp_fwd", "CompositeExplicitAutograd")
 def _logsumexp_fwd(x: Tensor, *args: object) -> tuple[Tensor, ...]:
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         result: tuple[Tensor, ...] = _logsumexp_room(x).logsumexp_fwd(x, *args, float32_precision(x.device))
         return result
 
 
 @torch.library.impl("mmkernels::logsumexp_bwd", "CompositeExplicitAutograd")
 def _logsumexp_bwd(x: Tensor, *args: object) -> tuple[Tensor, ...]:
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         result: tuple[Tensor, ...] = _logsumexp_room(x).logsumexp_bwd(x, *args, float32_precision(x.device))
         return result
 

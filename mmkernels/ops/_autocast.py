@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from contextlib import AbstractContextManager
-
 import torch
 from torch import Tensor
 
@@ -15,9 +12,3 @@ def autocast(x: Tensor) -> Tensor:
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return x
     return x.to(torch.get_autocast_dtype(device))
-
-
-def no_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Return a context in which autocast is off on x's device."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()

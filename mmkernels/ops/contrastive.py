@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmkernels import _check
+from mmkernels._dispatch import no_autocast
 from mmkernels.autograd.logsumexp import logsumexp
-from mmkernels.ops._autocast import autocast, no_autocast
+from mmkernels.ops._autocast import autocast
 
 _Ids = Tensor | tuple[Tensor, Tensor] | None
 

@@ -103,7 +103,7 @@ def logsumexp_fwd(
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return rows, columns, positives, row_max, column_max and the dot products, the last (N, M) if keep else (0,)."""
-    N, M, dtype = len(x), len(y), compute_dtype(x.dtype)
+    N, M, dtype = x.shape[0], y.shape[0], compute_dtype(x.dtype)
     side = tile_side(x.dtype)
     row_max, row_sum = x.new_full((N,), -torch.inf, dtype=dtype), x.new_zeros(N, dtype=dtype)
     column_max = x.new_full((M if columns else 0,), -torch.inf, dtype=dtype)
@@ -114,7 +114,8 @@ def logsumexp_fwd(
     for rows in slices(N, side):
         xi = x[rows].to(dtype)
         for cols in slices(M, side):
-            dots, s, e = (b[: len(xi) * (cols.stop - cols.start)].view(len(xi), -1) for b in buffers)
+            n, m = rows.stop - rows.start, cols.stop - cols.start
+            dots, s, e = (b[: n * m].view(n, m) for b in buffers)
             dots = torch.mm(xi, y[cols].to(dtype).T, out=scores[rows, cols] if keep else dots)
             if offset is not None:
                 diagonal, matched = _positives(rows, cols, offset)
@@ -151,7 +152,7 @@ def logsumexp_bwd(
     G_ij = grad_rows_i e^(s_ij - rows_i) + grad_columns_j e^(s_ij - columns_j), and grad_positives on the positives. The
     sums are in float32 (float64) until one rounding to the inputs' dtype.
     """
-    N, M, D, dtype = len(x), len(y), x.shape[1], compute_dtype(x.dtype)
+    (N, D), M, dtype = x.shape, y.shape[0], compute_dtype(x.dtype)
     need_x, need_y, need_scale, need_log_weights = needs
     side = tile_side(x.dtype)
     row_ref, column_ref = _reference(rows), _reference(columns)
@@ -167,7 +168,8 @@ def logsumexp_bwd(
         dxi = torch.zeros_like(xi) if dx.dtype != dtype else dx[i]
         for j in slices(M, side):
             yj = y[j].to(dtype)
-            dots, s, w = (b[: len(xi) * len(yj)].view(len(xi), len(yj)) for b in buffers)
+            n, m = i.stop - i.start, j.stop - j.start
+            dots, s, w = (b[: n * m].view(n, m) for b in buffers)
             dots = scores[i, j] if scores.numel() else torch.mm(xi, yj.T, out=dots)
             _scores(dots, scale, log_weights, row_ids, column_ids, offset, i, j, s)
             _weights(s, w, row_ref[i], column_ref[j], grad_rows[i], None if grad_columns is None else grad_columns[j])
