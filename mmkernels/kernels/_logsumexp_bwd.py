@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """Device code of the gradients of logsumexp: the tile of scores is recomputed and made into weights
 
     G_ij = g_i e^(s_ij - rows_i) + h_j e^(s_ij - columns_j),  0 on the pairs that are left out,

@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """Device code of logsumexp: row and column log-sum-exps of the scores in one sweep.
 
 In a wave of rows a program owns a tile of rows and a span of column tiles; it keeps the (maximum, sum) of its rows in

@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """Device pair functions: the tile of dot products, and the tile of scores made from it.
 
 x is (N, D), y is (M, D); rows and columns beyond the ends read row 0 and are masked out of the scores, which keeps

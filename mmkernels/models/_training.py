@@ -156,7 +156,7 @@ def load(out: Path, device: str = "cpu") -> tuple[CLIP, Config, list[dict[str, A
     """
     tensors, config, history = _read(out)
     model = CLIP()
-    model.load_state_dict({name[6:]: t for name, t in tensors.items() if name.startswith("model.")})
+    model.load_state_dict(_named(tensors, "model."))
     return model.to(device).eval(), config, history
 
 
@@ -220,6 +220,11 @@ def _read(out: Path) -> tuple[dict[str, Tensor], Config, list[dict[str, Any]]]:
     return tensors, Config(**json.loads(metadata["config"])), json.loads(metadata["history"])
 
 
+def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix, without it."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
 def _restore(out: Path, config: Config, model: CLIP, optimizer: torch.optim.AdamW) -> list[dict[str, Any]]:
     """Put the checkpoint's weights and moments in place; return its history, a record an epoch."""
     tensors, saved, history = _read(out)
@@ -229,11 +234,10 @@ def _restore(out: Path, config: Config, model: CLIP, optimizer: torch.optim.Adam
             f"{name} {getattr(saved, name)}, not {value}" for name, value in values if getattr(saved, name) != value
         ]
         raise ValueError(f"the run in {out} has {' and '.join(changed)}: resume it as it is, or start another run")
-    model.load_state_dict({name[6:]: t for name, t in tensors.items() if name.startswith("model.")})
+    model.load_state_dict(_named(tensors, "model."))
     state: dict[int, dict[str, Tensor]] = {}
-    for name, t in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, moment = name.split(".")
-            state.setdefault(int(index), {})[moment] = t
+    for name, t in _named(tensors, "optimizer.").items():
+        index, moment = name.split(".")
+        state.setdefault(int(index), {})[moment] = t
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return history

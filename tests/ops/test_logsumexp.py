@@ -55,12 +55,15 @@ def compare(tensors, ids=None, offset=None):
     for name, got, low, truth in zip(("rows", "columns"), values, dense_values, true_values, strict=True):
         assert got.dtype == wide
         assert_accurate(name, got, low, truth, magnitude=magnitude)
-    # A gradient is a sum of signed terms: its rounding follows their sizes, however small the sum.
+    # A gradient is a sum of signed terms: its rounding follows their sizes, however small the sum. A stored
+    # log-sum-exp is good to half a unit in its last place, and so, relatively, are the weights made from it: a quarter
+    # of the allowance per exponent. In float64 the dense formula is the truth and has no error of its own to lend.
     largest, total = (max(f(c.abs()).item() for c in cotangents) for f in (torch.max, torch.sum))
+    exponent = magnitude if x.dtype == torch.float64 else magnitude / 4
     sizes = {"x": scale * largest, "y": scale * largest, "scale": total * dots, "log_weights": largest}
     for name, got, low, truth in zip(sizes, gradients, dense_gradients, true_gradients, strict=False):
         assert got.isfinite().all()
-        assert_accurate(f"gradient of {name}", got, low, truth, magnitude=sizes[name], exponent=magnitude)
+        assert_accurate(f"gradient of {name}", got, low, truth, magnitude=sizes[name], exponent=exponent)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
