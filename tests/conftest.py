@@ -11,6 +11,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve e
 import pytest
 import torch
 
+from mmkernels.tiled import _tiles
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -23,5 +25,6 @@ def device():
 def _reproducible():
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
+    vars(_tiles._kept).clear()  # the next scratch is filled too
     yield
     torch.use_deterministic_algorithms(False)

@@ -1,5 +1,7 @@
 """What every reduction promises beside its numbers: derivatives, torch.compile, operators, several processes."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -203,3 +205,20 @@ def test_distributed_data_parallel(tmp_path):
     for got in gradients:
         for g, t in zip(got, wanted, strict=True):
             torch.testing.assert_close(torch.tensor(g), t, atol=1e-6, rtol=1e-5)
+
+
+def test_scratch_that_is_kept_between_calls(device):
+    """One thread's tiles are not another's, and those made in inference mode serve a training step after it."""
+    x, y = (torch.randn(2, 300, 16, device=device) for _ in "xy")
+    with torch.inference_mode():
+        mmkernels.info_nce(x[0], y[0])
+
+    def step(k):
+        xk = x[k].clone().requires_grad_()
+        mmkernels.info_nce(xk, y[k], temperature=0.5).backward()
+        return xk.grad
+
+    alone = [step(0), step(1)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(step, [0, 1] * 50))
+    assert all(torch.equal(g, alone[k % 2]) for k, g in enumerate(together))

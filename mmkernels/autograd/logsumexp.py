@@ -49,7 +49,8 @@ class LogSumExp(torch.autograd.Function):
         grad_rows, grad_columns, grad_positives = grads[:3]
         if grad_rows is None and grad_columns is None and grad_positives is None:
             return (None,) * 9
-        gradients = LogSumExpGrad.apply(  # type: ignore[no-untyped-call]
+        # Without grad mode nothing is recorded, and the Function is a detour. (torch.func.grad runs this with it on.)
+        gradients = (LogSumExpGrad.apply if torch.is_grad_enabled() else LogSumExpGrad.forward)(
             x,
             y,
             scale,

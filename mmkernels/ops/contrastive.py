@@ -156,13 +156,16 @@ def info_nce(
     x, y = autocast(x), autocast(y)
     columns = y if negatives is None else torch.cat([y, autocast(negatives)])
     q = logsumexp(x, columns, factor, log_weights, row_ids, column_ids, 0, columns=symmetric)
-    mean = _mean_scores(x, columns, factor, q.rows.dtype, log_weights) if epsilon else None
-    losses = _loss(q.rows, q.positives, exclude_positive, epsilon, mean)
+    sums = torch.stack((q.rows, q.columns[:N])) if symmetric else q.rows
+    losses = _loss(sums, q.positives, exclude_positive)
+    if epsilon:
+        means = _mean_scores(x, columns, factor, q.rows.dtype, log_weights)
+        if symmetric:
+            column_means = _mean_scores(y, x, factor, q.rows.dtype)
+            means = torch.stack((means, column_means if log_weights is None else column_means + log_weights[:N]))
+        losses = losses + epsilon * (q.positives - means)
     if symmetric:
-        mean = _mean_scores(y, x, factor, q.rows.dtype) if epsilon else None
-        if mean is not None and log_weights is not None:
-            mean = mean + log_weights[:N]
-        losses = (losses + _loss(q.columns[:N], q.positives, exclude_positive, epsilon, mean)) / 2
+        losses = losses.mean(0)
     if weight is not None:
         losses = losses * weight.to(losses.dtype)
     if reduction == "mean":
@@ -178,19 +181,16 @@ def clip_loss_and_accuracy(x: Tensor, y: Tensor, scale: Tensor | float) -> tuple
     _check_mean(_check_pairs(x, y))
     x, y = autocast(x), autocast(y)
     q = logsumexp(x, y, _scale(None, scale, x), None, None, None, 0)
-    loss = (_loss(q.rows, q.positives) + _loss(q.columns, q.positives)).mean() / 2
+    loss = _loss(torch.stack((q.rows, q.columns)), q.positives).mean()
     correct = torch.stack((q.positives > q.row_max, q.positives > q.column_max))
     return loss, correct.to(loss.dtype).mean()
 
 
-def _loss(
-    q: Tensor, p: Tensor, exclude_positive: bool = False, epsilon: float = 0.0, mean: Tensor | None = None
-) -> Tensor:
-    """softplus(q - p), smoothed, or q - p; 0 where no negative is left (q = -inf)."""
+def _loss(q: Tensor, p: Tensor, exclude_positive: bool = False) -> Tensor:
+    """softplus(q - p), or q - p; 0 where no negative is left (q = -inf)."""
     if exclude_positive:
         return torch.where(q == -torch.inf, torch.zeros_like(q), q - p)
-    loss = -F.logsigmoid(p - q)
-    return loss if mean is None else loss + epsilon * (p - mean)
+    return -F.logsigmoid(p - q)
 
 
 def _mean_scores(

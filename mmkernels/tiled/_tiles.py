@@ -1,14 +1,17 @@
 """How the pair matrix is cut into tiles, and how much memory the tiles may take."""
 
 import math
+import threading
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 _SIDE = 1024  # a float32 tile of this side stays in a CPU's cache; larger ones are no faster, smaller ones pay per call
 _BUFFERS = 4  # tiles alive at once in the backward sweep, temporaries included
 
 _budget = 64 * 2**20
+_kept = threading.local()
 
 
 def set_memory_budget(nbytes: int) -> None:
@@ -16,7 +19,8 @@ def set_memory_budget(nbytes: int) -> None:
 
     Scores that fit as a whole are kept from the forward to the backward pass, which saves one matrix product;
     otherwise tiles are recomputed. Less memory means smaller tiles. Outputs, gradients and one float32 accumulator
-    of the size of `y` come on top.
+    of the size of `y` come on top. On a CPU each thread keeps its tiles from call to call (12 MiB at the default, 24 in
+    float64).
 
     Args:
         nbytes: at least 65,536.
@@ -31,6 +35,7 @@ def set_memory_budget(nbytes: int) -> None:
     if nbytes < 65536:
         raise ValueError(f"nbytes must be at least 65536, got {nbytes}")
     _budget = nbytes
+    vars(_kept).clear()
 
 
 def memory_budget() -> int:
@@ -53,3 +58,18 @@ def slices(size: int, side: int) -> Iterator[slice]:
     count = -(-size // side)
     for k in range(count):
         yield slice(size * k // count, size * (k + 1) // count)
+
+
+def scratch(like: Tensor, count: int, size: int, dtype: torch.dtype) -> Tensor:
+    """Return (count, size) uninitialised elements on like's device, this thread's until its next call.
+
+    On a CPU one block is kept from call to call: fresh pages cost small problems as much as the arithmetic on them.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(count, size, dtype=dtype)
+    nbytes = count * size * dtype.itemsize
+    block: Tensor | None = getattr(_kept, "block", None)
+    if block is None or len(block) < nbytes:
+        with torch.inference_mode(False):
+            block = _kept.block = torch.empty(nbytes, dtype=torch.uint8)
+    return block[:nbytes].view(dtype).view(count, size)

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from mmkernels.tiled._tiles import compute_dtype, memory_budget, slices, tile_side
+from mmkernels.tiled._tiles import compute_dtype, memory_budget, scratch, slices, tile_side
 
 
 def _positives(rows: slice, cols: slice, offset: int) -> tuple[int, slice]:
@@ -110,7 +110,7 @@ def logsumexp_fwd(
     column_sum = torch.zeros_like(column_max)
     positives = x.new_empty(0 if offset is None else N, dtype=dtype)
     scores = x.new_empty((N, M) if keep else (0,), dtype=dtype)
-    buffers = x.new_empty(3, min(N, side) * min(M, side), dtype=dtype)
+    buffers = scratch(x, 3, min(N, side) * min(M, side), dtype)
     for rows in slices(N, side):
         xi = x[rows].to(dtype)
         for cols in slices(M, side):
@@ -161,7 +161,7 @@ def logsumexp_bwd(
     dy = new(M, D, dtype=dtype) if need_y else x.new_empty(0)
     dscale_rows = x.new_zeros(N if need_scale else 0, dtype=dtype)
     dlog_weights = x.new_zeros(M if need_log_weights else 0, dtype=dtype)
-    buffers = x.new_empty(3, min(N, side) * min(M, side), dtype=dtype)
+    buffers = scratch(x, 3, min(N, side) * min(M, side), dtype)
     for i in slices(N, side):
         xi = x[i].to(dtype)
         # 16-bit gradients are summed in float32 and rounded once; others where they will stay.
