@@ -76,6 +76,25 @@ def ids(name: str, value: object, sizes: dict[str, int] | None, like: Tensor) ->
     return t.to(torch.int64)
 
 
+def pair_of_ids(
+    value: object, rows: dict[str, int], columns: dict[str, int] | None, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return row and column ids, given as one tensor for both sides or as a pair, if they pass `ids`."""
+    pair = (value, value) if isinstance(value, Tensor) else value
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise TypeError(f"ids must be an integer tensor or a pair of them, got {type(value).__name__}")
+    return ids("ids[0]", pair[0], rows, like), ids("ids[1]", pair[1], columns, like)
+
+
+def integer(name: str, value: object, low: int, high: int | None = None) -> int:
+    """Return value if it is a Python int in [low, high]."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name} must be {f'at least {low}' if high is None else f'in [{low}, {high}]'}, got {value}")
+    return value
+
+
 def number(name: str, value: object, low: float = -math.inf, high: float = math.inf, with_low: bool = False) -> float:
     """Return value if it is a finite Python number in (low, high), or in [low, high) if with_low."""
     if isinstance(value, bool) or not isinstance(value, Real):

@@ -7,13 +7,15 @@ needs neither Triton nor a GPU. Operators run with autocast off: their dtypes ar
 
 from __future__ import annotations
 
+import importlib
 import os
 from contextlib import AbstractContextManager, nullcontext
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mmkernels.tiled._tiles import compute_dtype
 
 
 def serves_triton(x: Tensor) -> bool:
@@ -26,16 +28,6 @@ def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Return a context in which autocast is off on x's device."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-
-
-def _logsumexp_room(x: Tensor) -> ModuleType:
-    if serves_triton(x):
-        from mmkernels.kernels import logsumexp as kernels
-
-        return kernels
-    from mmkernels.tiled import logsumexp as tiled
-
-    return tiled
 
 
 def float32_precision(device: torch.device) -> str:
@@ -52,31 +44,44 @@ def float32_precision(device: torch.device) -> str:
     return "bf16x6" if torch.version.hip else "tf32x3"
 
 
-torch.library.define(
-    "mmkernels::logsumexp_fwd",
+def _define(reduction: str, name: str, schema: str) -> None:
+    """Define the operator mmkernels::name, served by the function of that name in `kernels` or `tiled`."""
+
+    def serve(x: Tensor, *args: object) -> tuple[Tensor, ...]:
+        room = importlib.import_module(f"mmkernels.{'kernels' if serves_triton(x) else 'tiled'}.{reduction}")
+        with no_autocast(x):
+            result: tuple[Tensor, ...] = getattr(room, name)(x, *args, float32_precision(x.device))
+            return result
+
+    torch.library.define(f"mmkernels::{name}", schema)
+    torch.library.impl(f"mmkernels::{name}", "CompositeExplicitAutograd")(serve)
+
+
+_define(
+    "logsumexp",
+    "logsumexp_fwd",
     "(Tensor x, Tensor y, Tensor scale, Tensor? log_weights, Tensor? row_ids, Tensor? column_ids, SymInt? offset, "
     "bool columns, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-torch.library.define(
-    "mmkernels::logsumexp_bwd",
+_define(
+    "logsumexp",
+    "logsumexp_bwd",
     "(Tensor x, Tensor y, Tensor scale, Tensor? log_weights, Tensor? row_ids, Tensor? column_ids, SymInt? offset, "
     "Tensor rows, Tensor columns, Tensor scores, Tensor grad_rows, Tensor? grad_columns, Tensor? grad_positives, "
     "bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-
-
-@torch.library.impl("mmkernels::logsumexp_fwd", "CompositeExplicitAutograd")
-def _logsumexp_fwd(x: Tensor, *args: object) -> tuple[Tensor, ...]:
-    with no_autocast(x):
-        result: tuple[Tensor, ...] = _logsumexp_room(x).logsumexp_fwd(x, *args, float32_precision(x.device))
-        return result
-
-
-@torch.library.impl("mmkernels::logsumexp_bwd", "CompositeExplicitAutograd")
-def _logsumexp_bwd(x: Tensor, *args: object) -> tuple[Tensor, ...]:
-    with no_autocast(x):
-        result: tuple[Tensor, ...] = _logsumexp_room(x).logsumexp_bwd(x, *args, float32_precision(x.device))
-        return result
+_define(
+    "neighbors",
+    "neighbors_best",
+    "(Tensor x, Tensor y, Tensor? row_ids, Tensor? column_ids) -> (Tensor, Tensor)",
+)
+_define(
+    "neighbors",
+    "neighbors_count",
+    "(Tensor x, Tensor y, Tensor? row_ids, Tensor? column_ids, Tensor row_thresholds, Tensor column_thresholds) "
+    "-> (Tensor, Tensor)",
+)
+_define("neighbors", "neighbors_topk", "(Tensor x, Tensor y, SymInt k) -> (Tensor, Tensor)")
 
 
 @torch.library.register_fake("mmkernels::logsumexp_fwd")  # type: ignore[untyped-decorator]
@@ -101,3 +106,18 @@ def _logsumexp_fwd_fake(
 def _logsumexp_bwd_fake(x: Tensor, y: Tensor, scale: Tensor, *args: Any) -> tuple[Tensor, ...]:
     like, shapes = (x, y, scale, scale), (x.shape, y.shape, (), y.shape[:1])
     return tuple(t.new_empty(shape if need else (0,)) for t, shape, need in zip(like, shapes, args[-1], strict=True))
+
+
+@torch.library.register_fake("mmkernels::neighbors_best")  # type: ignore[untyped-decorator]
+def _neighbors_best_fake(x: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape[0], dtype=compute_dtype(t.dtype)) for t in (x, y))
+
+
+@torch.library.register_fake("mmkernels::neighbors_count")  # type: ignore[untyped-decorator]
+def _neighbors_count_fake(x: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape[0], dtype=torch.int64) for t in (x, y))
+
+
+@torch.library.register_fake("mmkernels::neighbors_topk")  # type: ignore[untyped-decorator]
+def _neighbors_topk_fake(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape[0], k, dtype=dtype) for dtype in (compute_dtype(x.dtype), torch.int64))

@@ -5,6 +5,7 @@ The tables hold what compiles without spilling registers and fits the chip's sha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,6 +13,10 @@ from typing import NamedTuple
 import torch
 import triton
 from torch import Tensor
+from torch.nn.functional import pad
+
+WAVE = 8192  # rows that a sweep takes at a time: at D = 768 in 16 bit they take 12 MB and stay in the L2 cache
+_SPAN = 16  # column tiles per program where there is work for all
 
 
 class Tile(NamedTuple):
@@ -32,6 +37,14 @@ _SCORES = {
     "sm_100": {"half": Tile(128, 128, 64, 8, 3), "single": Tile(128, 64, 32, 8, 2), "ieee": Tile(64, 64, 16, 4, 2)},
     "gfx942": {"half": Tile(128, 128, 32, 4, 2), "single": Tile(64, 64, 32, 4, 2), "ieee": Tile(64, 64, 32, 4, 2)},
     "interpreter": dict.fromkeys(("half", "single", "ieee"), Tile(64, 128, 128, 4, 1)),
+}
+# The kernels of neighbors hold row and column thresholds, or a row's best, beside the tile.
+_NEIGHBORS = {
+    "sm_80": {"half": Tile(128, 128, 32, 8, 3), "single": Tile(64, 64, 16, 8, 2), "ieee": Tile(64, 64, 16, 8, 2)},
+    "sm_90": {"half": Tile(128, 128, 64, 8, 3), "single": Tile(128, 64, 32, 8, 2), "ieee": Tile(64, 64, 16, 4, 2)},
+    "sm_100": {"half": Tile(64, 128, 64, 8, 3), "single": Tile(128, 64, 32, 8, 2), "ieee": Tile(64, 64, 16, 4, 2)},
+    "gfx942": _SCORES["gfx942"],
+    "interpreter": _SCORES["interpreter"],
 }
 _NARROW = {
     "sm_80": {
@@ -97,7 +110,15 @@ def _kind(x: Tensor, precision: str) -> str:
 
 def scores_tile(x: Tensor, precision: str) -> Tile:
     """The tile of kernels that walk the width in steps of BLOCK_D: forward, and the weight tile of the backward."""
-    tile = _SCORES[chip(x.device)][_kind(x, precision)]
+    return _fit(_SCORES[chip(x.device)][_kind(x, precision)], x)
+
+
+def neighbors_tile(x: Tensor, precision: str) -> Tile:
+    """The tile of all kernels of neighbors: one for all, or their scores would round differently."""
+    return _fit(_NEIGHBORS[chip(x.device)][_kind(x, precision)], x)
+
+
+def _fit(tile: Tile, x: Tensor) -> Tile:
     return tile._replace(BLOCK_D=min(tile.BLOCK_D, max(16, triton.next_power_of_2(x.shape[1]))))
 
 
@@ -117,3 +138,25 @@ def row_tile(x: Tensor) -> dict[str, int]:
     """The tile of kernels that read each row once: 4,096 elements of it, more in the interpreter."""
     block_d = min(512, triton.next_power_of_2(x.shape[1]))
     return {"BLOCK_M": (65536 if triton.knobs.runtime.interpret else 4096) // block_d, "BLOCK_D": block_d}
+
+
+def spans(N: int, M: int, tile: Tile, device: torch.device) -> tuple[int, int]:
+    """How many column tiles each program of a wave takes, and how many programs that makes along the columns.
+
+    Long spans write less, but the grid must hold a few programs per multiprocessor.
+    """
+    row_tiles, column_tiles = triton.cdiv(min(N, WAVE), tile.BLOCK_M), triton.cdiv(M, tile.BLOCK_N)
+    span = min(_SPAN, max(1, row_tiles * column_tiles // (4 * multiprocessors(device))))
+    return span, triton.cdiv(column_tiles, span)
+
+
+def slices(size: int, step: int) -> Iterator[slice]:
+    """Cut range(size) into slices of length step, the last one shorter."""
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
+
+
+def aligned(x: Tensor) -> Tensor:
+    """x, copied with zeros to a width of whole 32 or 64 bytes where its rows are not laid out for vector loads."""
+    if x.shape[1] % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0:
+        return x
+    return pad(x, (0, -x.shape[1] % 16))

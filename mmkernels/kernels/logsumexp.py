@@ -5,7 +5,6 @@ The launchers. N rows, M columns, D features. Arguments and results are those of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ import triton
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mmkernels.kernels._configs import Tile, multiprocessors, narrow_tile, on_device, row_tile, scores_tile
+from mmkernels.kernels._configs import WAVE, Tile, aligned, narrow_tile, on_device, row_tile, scores_tile, slices, spans
 from mmkernels.kernels._logsumexp_bwd import (
     logsumexp_bwd_finish_kernel,
     logsumexp_bwd_kernel,
@@ -22,20 +21,7 @@ from mmkernels.kernels._logsumexp_bwd import (
 from mmkernels.kernels._logsumexp_fwd import logsumexp_dots_kernel, logsumexp_fwd_kernel, logsumexp_merge_kernel
 from mmkernels.kernels._scores import Scores
 
-_WAVE = 8192  # rows per wave of the forward: at D = 768 in 16 bit they take 12 MB and stay in the L2 cache
-_SPAN = 16  # column tiles per program of the forward where there is work for all
 _BLOCK = 16384  # side of a stored block of weights: 512 MiB in 16 bit; float32 takes half the side, 256 MiB
-
-
-def _slices(size: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, size)) for start in range(0, size, step))
-
-
-def _aligned(x: Tensor) -> Tensor:
-    """x, copied with zeros to a width of whole 32 or 64 bytes where its rows are not laid out for vector loads."""
-    if x.shape[1] % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0:
-        return x
-    return pad(x, (0, -x.shape[1] % 16))
 
 
 def _row_dots(x: Tensor, y: Tensor) -> Tensor:
@@ -75,25 +61,22 @@ def logsumexp_fwd(
     positives, kept = scale.new_empty(0), scale.new_empty(0)
     if N == 0 or M == 0:
         return rows, column_lse, positives, row_max, column_max, kept
-    x, y = _aligned(x), _aligned(y)
+    x, y = aligned(x), aligned(y)
     scores = Scores.of(x, y, scale, log_weights, row_ids, column_ids, offset, precision)
     tile = scores_tile(x, precision)
-    row_tiles, column_tiles = triton.cdiv(min(N, _WAVE), tile.BLOCK_M), triton.cdiv(M, tile.BLOCK_N)
-    # Long spans write less, but the grid must hold a few programs per multiprocessor.
-    span = min(_SPAN, max(1, row_tiles * column_tiles // (4 * multiprocessors(x.device))))
-    spans = triton.cdiv(column_tiles, span)
-    row_parts = scale.new_empty(2, spans * min(N, _WAVE))
-    column_parts = scale.new_empty(2, row_tiles if columns else 0, M)
+    span, across = spans(N, M, tile, x.device)
+    row_parts = scale.new_empty(2, across * min(N, WAVE))
+    column_parts = scale.new_empty(2, triton.cdiv(min(N, WAVE), tile.BLOCK_M) if columns else 0, M)
     with on_device(x):
         if offset is not None:
             positives = _row_dots(x, y[offset : offset + N]) * scale
             if log_weights is not None:
                 positives += log_weights[offset : offset + N]
-        for wave in _slices(N, _WAVE):
+        for wave in slices(N, WAVE):
             n = wave.stop - wave.start
             tiles = triton.cdiv(n, tile.BLOCK_M)
-            part_max, part_sum = row_parts[:, : spans * n].view(2, spans, n)
-            logsumexp_fwd_kernel[(tiles * spans,)](
+            part_max, part_sum = row_parts[:, : across * n].view(2, across, n)
+            logsumexp_fwd_kernel[(tiles * across,)](
                 **scores.block(wave, slice(0, M)).arguments(tile),
                 row_max_ptr=part_max,
                 row_sum_ptr=part_sum,
@@ -157,9 +140,9 @@ def _stored_weights(
     stride = triton.cdiv(min(M, side), 16) * 16  # library products want aligned rows
     weights = x.new_empty((min(N, side), stride) if need_x or need_y else (0, 0))
     dy_total = scale.new_zeros(dy.shape)
-    for i in _slices(N, side):
+    for i in slices(N, side):
         dx_total = scale.new_zeros((i.stop - i.start, D) if need_x else (0,))
-        for j in _slices(M, side):
+        for j in slices(M, side):
             n, m = i.stop - i.start, j.stop - j.start
             row_tiles, column_tiles = triton.cdiv(n, tile.BLOCK_M), triton.cdiv(m, tile.BLOCK_N)
             dots_sum = scale.new_empty((column_tiles, n) if need_scale else (0,))
@@ -252,7 +235,7 @@ def logsumexp_bwd(
     """Return the gradients of x, y, scale and log_weights that needs asks for, empty tensors for the others."""
     N, M, D = len(x), len(y), x.shape[1]
     need_x, need_y, need_scale, need_log_weights = needs
-    x, y = _aligned(x), _aligned(y)
+    x, y = aligned(x), aligned(y)
     dx = x.new_zeros(x.shape if need_x else (0,))
     dy = y.new_zeros(y.shape if need_y else (0,))
     dscale = scale.new_zeros(() if need_scale else (0,))

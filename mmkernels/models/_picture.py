@@ -11,6 +11,7 @@ from mmkernels.data._files import needs_extra, write_atomically
 from mmkernels.data.icons import Icons, name_ids
 from mmkernels.models._training import embed
 from mmkernels.models.clip import CLIP
+from mmkernels.ops.retrieval import topk
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,20 +38,22 @@ def draw(model: CLIP, icons: Icons, path: Path, seed: int = 0) -> None:
     x, y = (z.cpu() for z in embed(model, icons))
     ids = name_ids(icons.names)
     queries = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))[: 2 * _QUERIES]
+    by_name, by_icon = queries[:_QUERIES], queries[-_QUERIES:]
+    found_icons, found_names = topk(y[by_name], x, _ICONS)[1], topk(x[by_icon], y, _NAMES)[1]
     figure = Figure(figsize=(11, 8.8))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.text(0.3, 0.35, f"Name to icon, among {len(ids):,} never seen in training", fontsize=13, weight="bold")
-    for place, query in enumerate(queries[:_QUERIES].tolist()):
+    for place, query in enumerate(by_name.tolist()):
         left, top = 0.3 + 3.6 * (place % 3), 0.8 + 0.9 * (place // 3)
         axes.text(left, top, icons.names[query], fontsize=10)
-        for rank, answer in enumerate((x @ y[query]).topk(_ICONS).indices.tolist()):
+        for rank, answer in enumerate(found_icons[place].tolist()):
             _icon(axes, icons, answer, left + 0.55 * rank, top + 0.1, framed=bool(ids[answer] == ids[query]))
     axes.text(0.3, 4.5, "Icon to name", fontsize=13, weight="bold")
-    for place, query in enumerate(queries[-_QUERIES:].tolist()):
+    for place, query in enumerate(by_icon.tolist()):
         left, top = 0.3 + 2.7 * (place % 4), 4.9 + 1.3 * (place // 4)
         axes.text(left, top, icons.names[query], fontsize=10)
         _icon(axes, icons, query, left, top + 0.14, side=0.7)
-        for rank, answer in enumerate((y @ x[query]).topk(_NAMES).indices.tolist()):
+        for rank, answer in enumerate(found_names[place].tolist()):
             right = bool(ids[answer] == ids[query])
             color, weight = (_RIGHT, "bold") if right else (_WRONG, "normal")
             axes.text(

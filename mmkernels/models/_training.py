@@ -18,8 +18,9 @@ from torch import Tensor
 
 from mmkernels.data._files import needs_extra, write_atomically
 from mmkernels.data.icons import Icons, name_ids
-from mmkernels.models._recall import recall_at_k
+from mmkernels.models._recall import KS
 from mmkernels.models.clip import CLIP, MICRO_BATCH, backward, tokenize
+from mmkernels.ops.retrieval import recall_at_k
 
 CHECKPOINT = "checkpoint.safetensors"
 _WARM_UP = 0.15  # share of the steps
@@ -131,8 +132,8 @@ def evaluate(model: CLIP, icons: Icons) -> Recalls:
     """Return the recall with all icons as candidates; every icon of the right name is a right answer."""
     x, y = embed(model, icons)
     ids = name_ids(icons.names)
-    scores = (x @ y.T).cpu()
-    return Recalls(recall_at_k(scores, ids, ids), recall_at_k(scores.T, ids, ids))
+    rows, columns = recall_at_k(x, y, KS, ids=ids.to(x.device))
+    return Recalls(rows.tolist(), columns.tolist())
 
 
 @torch.no_grad()

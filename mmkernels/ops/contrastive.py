@@ -225,9 +225,4 @@ def _scale(temperature: Tensor | float | None, scale: Tensor | float | None, x: 
 
 
 def _pair_of_ids(ids: _Ids, N: int, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    if ids is None:
-        return None, None
-    pair = (ids, ids) if isinstance(ids, Tensor) else ids
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise TypeError(f"ids must be an integer tensor or a pair of them, got {type(ids).__name__}")
-    return _check.ids("ids[0]", pair[0], {"N": N}, x), _check.ids("ids[1]", pair[1], None, x)
+    return (None, None) if ids is None else _check.pair_of_ids(ids, {"N": N}, None, x)

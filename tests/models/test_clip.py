@@ -9,7 +9,7 @@ import torch
 from mmkernels import info_nce
 from mmkernels.data import Icons, name_ids, split
 from mmkernels.models import _training
-from mmkernels.models._recall import chance_at_k, recall_at_k
+from mmkernels.models._recall import chance_at_k
 from mmkernels.models._training import CHECKPOINT, Config, embed, evaluate, load, train
 from mmkernels.models.clip import CLIP, backward, tokenize
 
@@ -19,47 +19,6 @@ def few(icons):
     """A training and a validation set of a few icons each."""
     parts = split(icons)
     return icons.select(parts.train[:96]), icons.select(parts.validation[:20])
-
-
-def brute_force_recall(scores, query_ids, candidate_ids, k):
-    hits = 0
-    for row, query in zip(scores.tolist(), query_ids.tolist(), strict=True):
-        right = [s for s, c in zip(row, candidate_ids.tolist(), strict=True) if c == query]
-        wrong = [s for s, c in zip(row, candidate_ids.tolist(), strict=True) if c != query]
-        rank = 1 + sum(s > max(right) for s in wrong) + 0.5 * sum(s == max(right) for s in wrong)
-        hits += rank <= k
-    return hits / len(scores)
-
-
-def test_recall_is_the_brute_force_one():
-    """Several right answers a query, queries without one's own row, many ties."""
-    candidates = torch.randint(0, 8, (30,))
-    queries = candidates[torch.randint(0, 30, (40,))]
-    scores = torch.randint(0, 6, (40, 30)).double()
-    expected = [brute_force_recall(scores, queries, candidates, k) for k in (1, 3, 10)]
-    assert recall_at_k(scores, queries, candidates, (1, 3, 10)) == pytest.approx(expected)
-    assert 0 < expected[0] < expected[1] < expected[2] <= 1
-
-
-def test_a_tie_counts_half():
-    ids = torch.arange(3)
-    one_tie = torch.tensor([[1.0, 1.0, 0.0]])  # rank 1.5
-    assert recall_at_k(one_tie, ids[:1], ids, (1, 2)) == [0.0, 1.0]
-    two_ties = torch.ones(1, 3)  # rank 2
-    assert recall_at_k(two_ties, ids[:1], ids, (1, 2)) == [0.0, 1.0]
-
-
-@pytest.mark.parametrize("value", [0.0, math.nan])
-def test_scores_that_say_nothing_recall_nothing(value):
-    ids = torch.arange(1000)
-    assert recall_at_k(torch.full((1000, 1000), value), ids, ids) == [0, 0, 0]
-
-
-def test_recall_needs_a_right_answer():
-    with pytest.raises(ValueError, match="1 have none"):
-        recall_at_k(torch.randn(2, 3), torch.tensor([0, 7]), torch.tensor([0, 1, 2]))
-    with pytest.raises(ValueError, match=r"must be \(queries, candidates\) = \(2, 3\)"):
-        recall_at_k(torch.randn(3, 2), torch.tensor([0, 1]), torch.tensor([0, 1, 2]))
 
 
 def test_chance():

@@ -1,7 +1,5 @@
 """info_nce: every option against the dense formula in float64, its extremes, and the digits it keeps."""
 
-import hypothesis
-import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
@@ -174,26 +172,6 @@ def test_gradient_at_small_loss(dtype, device):
     limit = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 3e-3}[dtype]
     for got, wanted in zip(gradients, true_gradients, strict=True):
         assert (got.double() - wanted).norm() <= limit * wanted.norm()
-
-
-@pytest.mark.skipif(INTERPRETED, reason="many sizes: the interpreter takes 25 ms a program")
-@hypothesis.settings(max_examples=60, deadline=None)
-@hypothesis.given(
-    N=st.integers(1, 70),
-    M=st.integers(0, 40),
-    D=st.integers(1, 48),
-    scale=st.floats(0.0, 300.0),
-    dtype=st.sampled_from(DTYPES),
-    symmetric=st.booleans(),
-    with_ids=st.booleans(),
-    seed=st.integers(0, 2**16),
-)
-def test_any_shape(N, M, D, scale, dtype, symmetric, with_ids, seed):
-    torch.manual_seed(seed)
-    options = {"symmetric": symmetric} | ({"negatives": M} if M else {}) | ({"ids": "shared"} if with_ids else {})
-    tensors, rest = arguments(options, N, D, dtype, torch.device("cpu"))
-    tensors["scale"] = torch.tensor(scale, dtype=tensors["scale"].dtype)
-    compare(tensors, rest)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
