@@ -1,1 +1,1 @@
-"""Measurements against the dense formula: time, CPU-seconds and peak memory, alternating in one run."""
+"""Measurements of every op against its peers: time, CPU-seconds and peak memory, alternating in one run."""

@@ -10,16 +10,23 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import chain
+from math import ceil
 from multiprocessing import get_context
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmkernels._cases import REDUCTIONS, Case, cases
+from mmkernels._predict import CHIP, MULTIPROCESSORS, NOTHING, Launch, work
 
 CHIPS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
@@ -27,68 +34,9 @@ CHIPS = ("sm_80", "sm_90", "sm_100", "gfx942")
 _SHARED_LIMIT = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}
 _TENSOR_CORES = {"sm_80": r"HMMA", "sm_90": r"HGMMA", "sm_100": r"tcgen05\.mma", "gfx942": r"v_mfma"}
 _EXPONENTIALS = {"cuda": r"MUFU\.EX2", "hip": r"v_exp_f32"}
+_FP32 = {"cuda": r"\bF(?:ADD|MUL|FMA|MNMX|SEL|SETP)\b", "hip": r"\bv_(?:add|sub|mul|fma|fmac|max|min|cmp_\w+)_f32"}
 _LISTED = ("kernel", "chip", "dtype", "D", "flags", "tile", "num_warps", "num_stages")
-_MEASURED = ("registers", "spills", "shared", "tensor_cores", "exponentials")
-
-
-@dataclass(frozen=True)
-class _Case:
-    """One call of a reduction's launchers; all options means log-weights, ids and a positive per row."""
-
-    reduction: str
-    dtype: torch.dtype
-    D: int
-    precision: str = "ieee"
-    options: bool = False
-    columns: bool = True
-    aligned: bool = True
-    N: int = 512
-
-
-def _logsumexp(case: _Case) -> None:
-    from mmkernels.kernels import logsumexp as room
-
-    N, M = case.N, 512
-    # One more column in memory makes the rows start off 16-byte boundaries.
-    x, y = (torch.randn(size, case.D + (not case.aligned)).to(case.dtype)[:, : case.D] for size in (N, M))
-    scale, g, h = torch.tensor(1.0), torch.ones(N), torch.ones(M)
-    ids = torch.arange(M) if case.options else None
-    log_weights = torch.zeros(M) if case.options else None
-    offset = 0 if N == M else None
-    shared = (x, y, scale, log_weights, ids, ids, offset)
-    rows, columns, _, _, _, scores = room.logsumexp_fwd(*shared, case.columns, False, case.precision)
-    room.logsumexp_bwd(
-        *shared, rows, columns, scores, g, h if case.columns else None, g if offset == 0 else None,
-        [True, True, True, case.options], case.precision,
-    )  # fmt: skip
-    if case.options:
-        needs = [False, False, True, True]
-        room.logsumexp_bwd(*shared, rows, columns, scores, g, h, g, needs, case.precision)
-
-
-_REDUCTIONS: dict[str, Callable[[_Case], None]] = {"logsumexp": _logsumexp}
-
-
-def _cases(chip: str, quick: bool) -> Iterator[_Case]:
-    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
-    accurate, fast = ("bf16x6", "ieee") if chip.startswith("gfx") else ("tf32x3", "tf32")
-    for reduction in _REDUCTIONS:
-        if quick:
-            yield from (_Case(reduction, bf16, D) for D in (768, 128))
-            continue
-        for D in (32, 64, 128, 256, 768):
-            yield _Case(reduction, bf16, D)
-            yield _Case(reduction, bf16, D, options=True)
-            yield _Case(reduction, fp32, D, accurate, options=True)
-        for D in (64, 768):
-            yield _Case(reduction, fp16, D, options=True)
-            yield _Case(reduction, bf16, D, columns=False)
-            yield _Case(reduction, fp32, D, fast)
-            yield _Case(reduction, fp32, D, "ieee")
-        for D in (1, 100, 300):
-            yield _Case(reduction, bf16, D, options=True, aligned=False)
-            yield _Case(reduction, fp32, D, accurate, aligned=False)
-        yield _Case(reduction, bf16, 64, N=3 * 8192)  # several waves of rows
+_MEASURED = ("registers", "spills", "shared", "tensor_cores", "exponentials", "fp32")
 
 
 def _target(chip: str) -> Any:
@@ -115,14 +63,15 @@ class _Driver:
 
 @contextmanager
 def _recording(chip: str, record: Callable[[Any, dict[str, Any], Callable[[], Any]], None]) -> Iterator[None]:
-    """Inside, a launch calls record(kernel function, keyword arguments, compile) and runs nothing."""
+    """Inside, a launch calls record(kernel function, arguments with the grid, compile) and runs nothing."""
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
     from mmkernels.kernels import _configs
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        record(self, kwargs, lambda: launch(self, *args, grid=grid, warmup=True, **kwargs))
+        arguments = dict(zip(self.arg_names, args, strict=False)) | kwargs | {"grid": grid}
+        record(self, arguments, lambda: launch(self, *args, grid=grid, warmup=True, **kwargs))
 
     launch, active = JITFunction.run, driver._active
     _configs.chip.cache_clear()
@@ -134,13 +83,14 @@ def _recording(chip: str, record: Callable[[Any, dict[str, Any], Callable[[], An
         _configs.chip.cache_clear()
 
 
-def _disassemble(cubin: bytes, *options: str) -> str:
+def _disassemble(cubin: bytes) -> str:
+    """The resources that NVIDIA's machine code uses, and its instructions."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [knobs.nvidia.cuobjdump.path, *options, file.name]
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", file.name]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -151,16 +101,16 @@ def _measure(chip: str, kernel: Any) -> dict[str, int]:
         registers = int(re.findall(r"\.vgpr_count:\s+(\d+)", code)[0])
         spills = 4 * sum(map(int, re.findall(r"\.vgpr_spill_count:\s+(\d+)", code)))
     else:
-        usage = _disassemble(kernel.asm["cubin"], "-res-usage")
-        code = _disassemble(kernel.asm["cubin"], "-sass")
+        code = _disassemble(kernel.asm["cubin"])
         mma = kernel.asm["ptx"] if chip == "sm_100" else code
-        registers, spills = (int(re.findall(rf"{name}:(\d+)", usage)[0]) for name in ("REG", "STACK"))
+        registers, spills = (int(re.findall(rf"\b{name}:(\d+)", code)[0]) for name in ("REG", "STACK"))
     return {
         "registers": registers,
         "spills": spills,
         "shared": kernel.metadata.shared,
         "tensor_cores": len(re.findall(_TENSOR_CORES[chip], mma)),
         "exponentials": len(re.findall(_EXPONENTIALS[_target(chip).backend], code)),
+        "fp32": len(re.findall(_FP32[_target(chip).backend], code)),
     }
 
 
@@ -170,7 +120,7 @@ def _flags(arguments: dict[str, Any]) -> str:
     return " ".join(on + ([precision] if precision != "ieee" else []))
 
 
-def _compile(chip: str, case: _Case, kernels: Sequence[str] | None, quick: bool) -> list[dict[str, Any]]:
+def _compile(chip: str, case: Case, kernels: Sequence[str] | None, quick: bool) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
 
     def record(function: Any, arguments: dict[str, Any], compile_kernel: Callable[[], Any]) -> None:
@@ -193,12 +143,15 @@ def _compile(chip: str, case: _Case, kernels: Sequence[str] | None, quick: bool)
 
     torch.set_num_threads(1)
     with _recording(chip, record):
-        _REDUCTIONS[case.reduction](case)
+        REDUCTIONS[case.reduction](case)
     return rows
 
 
 def compile_kernels(
-    chips: Sequence[str] = CHIPS, kernels: Sequence[str] | None = None, quick: bool = False
+    chips: Sequence[str] = CHIPS,
+    kernels: Sequence[str] | None = None,
+    quick: bool = False,
+    track: Callable[[Iterable[Any], int], Iterable[Any]] = lambda jobs, total: jobs,
 ) -> list[dict[str, Any]]:
     """Compile kernels for chips that need not be there, in parallel, and measure what the compiler made of them.
 
@@ -206,11 +159,12 @@ def compile_kernels(
         chips: some of 'sm_80', 'sm_90', 'sm_100', 'gfx942'.
         kernels: beginnings of kernel names; None compiles all.
         quick: one configuration a kernel (bfloat16, one wide and one narrow width) instead of all.
+        track: passes on what is compiled, of which there are `total`; for progress bars.
 
     Returns:
         One row a kernel and configuration: kernel, chip, dtype, D, flags, tile, num_warps, num_stages, registers and
-        spills (bytes) a thread, shared (bytes), tensor_cores and exponentials (instructions in the code), product
-        (whether the kernel multiplies matrices).
+        spills (bytes) a thread, shared (bytes), tensor_cores, exponentials and fp32 (instructions in the code; fp32
+        counts float arithmetic, comparisons and selections), product (whether the kernel multiplies matrices).
 
     Raises:
         RuntimeError: Triton's interpreter is on, or Triton is not installed.
@@ -223,15 +177,77 @@ def compile_kernels(
     unknown = sorted(set(chips) - set(CHIPS))
     if unknown:
         raise ValueError(f"chips must be among {', '.join(CHIPS)}, got {', '.join(unknown)}")
-    jobs = [(chip, case, kernels, quick) for chip in chips for case in _cases(chip, quick)]
+    jobs = [(chip, case, kernels, quick) for chip in chips for case in cases(chip, quick)]
     with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
-        rows = list(chain.from_iterable(pool.map(_compile, *zip(*jobs, strict=True))))
+        rows = list(chain.from_iterable(track(pool.map(_compile, *zip(*jobs, strict=True)), len(jobs))))
     if not rows:
         raise ValueError(f"no kernel's name begins with {' or '.join(kernels or ())}")
     unique = {tuple(row[k] for k in _LISTED): row for row in rows}
     if quick:
         unique = {(row["kernel"], row["chip"]): row for row in reversed(rows)}
     return sorted(unique.values(), key=lambda row: [str(row[k]) for k in _LISTED])
+
+
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, the library's products are recorded as launches: flops, operands of that many bytes, float32 sums."""
+
+    def __init__(self, record: Callable[[Launch], None], itemsize: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.record, self.itemsize = record, itemsize
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.addmm_.default:
+            total, a, b = args
+            memory = self.itemsize * (a.numel() + b.numel()) + 2 * 4 * total.numel()
+            self.record(Launch("product by the library", memory, flops=2 * a.numel() * b.shape[1]))
+        return func(*args, **(kwargs or {}))
+
+
+def launches(case: Case) -> list[Launch]:
+    """Compile what a call launches on the chip of the prediction; count its instructions and bytes.
+
+    The tensors are on the meta device, so that a call of any size takes no memory and no time.
+    """
+    from mmkernels.kernels import _configs
+    from mmkernels.kernels._configs import Tile
+
+    found: dict[Launch, int] = {}
+    counts: dict[str, dict[str, Any]] = {}
+
+    def add(launch: Launch) -> None:
+        found[launch] = found.get(launch, 0) + 1
+
+    def record(function: Any, arguments: dict[str, Any], compile_kernel: Callable[[], Any]) -> None:
+        kernel = compile_kernel()
+        multiplies = "BLOCK_N" in arguments
+        if kernel.hash not in counts:
+            measured = _measure(CHIP, kernel)
+            step, tile = work(_disassemble(kernel.asm["cubin"])) if multiplies else (NOTHING, NOTHING)
+            counts[kernel.hash] = {k: measured[k] for k in ("registers", "shared")} | {"step": step, "tile": tile}
+        product = {}
+        if multiplies:
+            N, M, D, BLOCK_M, BLOCK_N, BLOCK_D = (arguments[k] for k in ("N", "M", "D", *Tile._fields[:3]))
+            walks = counts[kernel.hash]["step"].flops > 0  # along the width; else whole rows of x stay in registers
+            product = {
+                "tiles": ceil(N / BLOCK_M) * ceil(M / BLOCK_N),
+                "steps": ceil(D / BLOCK_D) if walks else 0,
+                "operands": case.dtype.itemsize * D * (BLOCK_N + (BLOCK_M if walks else 0)),
+            }
+        add(
+            Launch(
+                function.fn.__name__,
+                memory=sum(a.numel() * a.element_size() for a in arguments.values() if isinstance(a, Tensor)),
+                programs=arguments["grid"][0],
+                num_warps=kernel.metadata.num_warps,
+                **counts[kernel.hash],
+                **product,
+            )
+        )
+
+    chip_size = patch.object(_configs, "multiprocessors", lambda device: MULTIPROCESSORS)
+    with _recording(CHIP, record), chip_size, torch.device("meta"), _Products(add, case.dtype.itemsize):
+        REDUCTIONS[case.reduction](case)
+    return [replace(launch, launches=count) for launch, count in found.items()]
 
 
 def limits(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The command line: `mmkernels info`, `mmkernels compile`, `mmkernels train clip`, `mmkernels eval clip`."""
+"""The command line: `mmkernels info`, `compile`, `bench`, `train clip`, `eval clip`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -73,15 +73,28 @@ def compile_kernels(
     chip: Annotated[list[str] | None, typer.Option(help="sm_80, sm_90, sm_100 or gfx942; all if not given.")] = None,
     kernel: Annotated[list[str] | None, typer.Option(help="Beginning of a kernel's name; all if not given.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One configuration a kernel instead of all.")] = False,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Also say what bounds InfoNCE on an H100, and predict its time.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
 ) -> None:
     """Compile every Triton kernel for chips that need not be here; show registers, spills and instructions."""
     with _told():
-        from mmkernels import aot
+        with needs_extra("train"):
+            from rich.console import Console
+            from rich.progress import track
+
+        from mmkernels import _cases, _predict, aot
         from mmkernels.data._files import write_atomically
 
-        rows = aot.compile_kernels(chip or aot.CHIPS, kernel, quick)
+        def progress(jobs: Iterable[Any], total: int) -> Iterable[Any]:
+            return track(jobs, "Compiling", total, console=Console(stderr=True))
+
+        rows = aot.compile_kernels(chip or aot.CHIPS, kernel, quick, progress)
         text = aot.table(rows)
+        if predict:
+            tables = (_predict.table(title, aot.launches(case)) for title, case in _cases.PREDICTED.items())
+            text = "\n\n".join((text, *tables))
         typer.echo(text)
         if out is not None:
             with write_atomically(out) as temporary:
@@ -92,6 +105,36 @@ def compile_kernels(
         typer.echo(f"{len(rows)} kernels compiled, {len(problems)} beyond their limits.")
         if problems:
             raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    size: Annotated[int, typer.Option(min=1, help="Pairs in the batch.")] = 8192,
+    features: Annotated[int, typer.Option(min=1, help="Width of the embeddings.")] = 512,
+    device: _Device = None,
+) -> None:
+    """Show time and peak memory of one loss step here, info_nce beside the dense formula."""
+    with _told():
+        import torch
+
+        from mmkernels._side_by_side import LOSSES, cost
+
+        with needs_extra("train"):
+            from rich.console import Console
+            from rich.table import Table
+
+        console = Console()
+        where = torch.device(_device(device))
+        table = Table("forward and backward", "seconds", "peak memory")
+        for name in LOSSES:
+            with console.status(f"One loss step of {name} in a process of its own"):
+                found = cost(name, size, features, where)
+            seconds, peak = ("-", "not enough memory") if found is None else (f"{found.seconds:.2f}", "-")
+            if found is not None and found.peak_bytes is not None:
+                peak = f"{found.peak_bytes / 1e6:,.0f} MB"
+            table.add_row(name, seconds, peak)
+        console.print(f"One loss step of {size:,} pairs, {features} features, float32, {where.type}:")
+        console.print(table)
 
 
 @train_app.command("clip")

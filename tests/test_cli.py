@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import mmkernels
 from mmkernels import cli, data
+from mmkernels._side_by_side import cost
 from mmkernels.data import Icons, Split
 from mmkernels.models._training import CHECKPOINT
 
@@ -154,3 +155,14 @@ def test_without_typer_the_command_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "mmkernels.cli")
     with pytest.raises(SystemExit, match=r"typer is missing: pip install 'mmkernels\[train\]'"):
         importlib.import_module("mmkernels.cli")
+
+
+def test_bench():
+    text = plain(run.invoke(cli.app, ["bench", "--size", "300", "--features", "8", "--device", "cpu"]).output)
+    assert "One loss step of 300 pairs, 8 features" in text
+    for name in ("info_nce", "dense cross-entropy both ways"):
+        assert re.search(rf"{name} \d+\.\d\d (\d+ MB|-)", text)
+
+
+def test_bench_without_enough_memory():
+    assert cost("dense cross-entropy both ways", 2_000_000, 1, torch.device("cpu")) is None

@@ -23,7 +23,11 @@ ROOMS = {
     "integrations": {"ops", "nn", "distributed"},
     "data": {"data"},
     "models": {"models", "ops", "nn", "data"},
-    "aot": {"kernels"},
+    "_memory": set(),
+    "_side_by_side": {"ops", "_memory"},
+    "_cases": {"kernels"},
+    "_predict": set(),
+    "aot": {"kernels", "_cases", "_predict"},
 }
 
 

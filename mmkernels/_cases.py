@@ -1,0 +1,96 @@
+"""The calls whose kernels are compiled ahead of time: a reduction is one function here and one entry of REDUCTIONS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a reduction's launchers; all options means log-weights, ids and a positive per row."""
+
+    reduction: str
+    dtype: torch.dtype
+    D: int
+    precision: str = "ieee"
+    options: bool = False
+    columns: bool = True
+    aligned: bool = True
+    N: int = 512
+    M: int = 512
+
+
+# What --predict predicts: the sizes that the benchmark takes on a GPU, and a width narrow enough to store no weights.
+PREDICTED = {
+    f"InfoNCE forward and backward, N = 65,536, D = {D}, bfloat16": Case(
+        "logsumexp", torch.bfloat16, D, N=65536, M=65536
+    )
+    for D in (768, 512, 128)
+}
+
+
+def _inputs(case: Case) -> tuple[Tensor, Tensor]:
+    # One more column in memory makes the rows start off 16-byte boundaries.
+    x, y = (torch.randn(size, case.D + (not case.aligned)).to(case.dtype)[:, : case.D] for size in (case.N, case.M))
+    return x, y
+
+
+def _logsumexp(case: Case) -> None:
+    from mmkernels.kernels import logsumexp as room
+
+    N, M = case.N, case.M
+    x, y = _inputs(case)
+    scale, g, h = torch.tensor(1.0), torch.ones(N), torch.ones(M)
+    ids = torch.arange(M) if case.options else None
+    log_weights = torch.zeros(M) if case.options else None
+    offset = 0 if N == M else None
+    shared = (x, y, scale, log_weights, ids, ids, offset)
+    rows, columns, _, _, _, scores = room.logsumexp_fwd(*shared, case.columns, False, case.precision)
+    room.logsumexp_bwd(
+        *shared, rows, columns, scores, g, h if case.columns else None, g if offset == 0 else None,
+        [True, True, True, case.options], case.precision,
+    )  # fmt: skip
+    if case.options:
+        needs = [False, False, True, True]
+        room.logsumexp_bwd(*shared, rows, columns, scores, g, h, g, needs, case.precision)
+
+
+def _neighbors(case: Case) -> None:
+    from mmkernels.kernels import neighbors as room
+
+    x, y = _inputs(case)
+    row_ids, column_ids = (torch.arange(len(t)) if case.options else None for t in (x, y))
+    best = room.neighbors_best(x, y, row_ids, column_ids, case.precision)
+    room.neighbors_count(x, y, row_ids, column_ids, *best, case.precision)
+    for k in (4, 16):
+        room.neighbors_topk(x, y, k, case.precision)
+
+
+REDUCTIONS: dict[str, Callable[[Case], None]] = {"logsumexp": _logsumexp, "neighbors": _neighbors}
+
+
+def cases(chip: str, quick: bool) -> Iterator[Case]:
+    """The calls that together reach every kernel with every configuration of a chip; quick: every kernel."""
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    accurate, fast = ("bf16x6", "ieee") if chip.startswith("gfx") else ("tf32x3", "tf32")
+    for reduction in REDUCTIONS:
+        if quick:
+            yield from (Case(reduction, bf16, D) for D in (768, 128))
+            continue
+        for D in (32, 64, 128, 256, 768):
+            yield Case(reduction, bf16, D)
+            yield Case(reduction, bf16, D, options=True)
+            yield Case(reduction, fp32, D, accurate, options=True)
+        for D in (64, 768):
+            yield Case(reduction, fp16, D, options=True)
+            yield Case(reduction, bf16, D, columns=False)
+            yield Case(reduction, fp32, D, fast)
+            yield Case(reduction, fp32, D, "ieee")
+        for D in (1, 100, 300):
+            yield Case(reduction, bf16, D, options=True, aligned=False)
+            yield Case(reduction, fp32, D, accurate, aligned=False)
+        yield Case(reduction, bf16, 64, N=3 * 8192)  # several waves of rows
