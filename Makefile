@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint compile bench clean
+.PHONY: demo test lint compile bench gpu docs clean
 
 # open_clip is compared with by its loss file alone; its own dependencies (torchvision) are not needed for that.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -15,6 +15,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/.installed  ## train a small CLIP on icons and their names, test it on 1,000 others
 	$(BIN)/mmkernels train clip --out runs/clip
+	$(BIN)/mmkernels bench
+	@echo "What held-out icons and names retrieve: runs/clip/retrieval.png"
 
 test: $(VENV)/.installed  ## tiles, then the Triton kernels in the interpreter
 	$(BIN)/python -m pytest
@@ -28,8 +30,16 @@ lint: $(VENV)/.installed
 compile: $(VENV)/.installed  ## every kernel for every chip, no GPU needed
 	$(BIN)/mmkernels compile
 
-bench: $(VENV)/.installed  ## this machine's CPU against the dense formula
-	$(BIN)/python -m bench.info_nce
+bench: $(VENV)/.installed  ## every op against its peers on this machine: bench/results, docs/benchmarks.md
+	$(BIN)/python -m pytest bench/ops -vv \
+		--benchmark-json bench/results/$$($(BIN)/python -c 'from bench import machine; print(machine.name())').json
+	$(BIN)/python -m bench report
+
+gpu:  ## on a GPU, in the Python that PYTHON names: check, test, measure and tune, results in OUT, in nine minutes
+	PYTHON=$(PYTHON) bench/gpu.sh $(or $(OUT),runs/gpu) $(WHEELS)
+
+docs: $(VENV)/.installed  ## the documentation site, in site/; `mkdocs serve` shows it while it is written
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

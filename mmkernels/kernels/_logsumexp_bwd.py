@@ -98,7 +98,7 @@ def logsumexp_bwd_weight_kernel(
     g_ptr,
     columns_ptr,  # (M,) or None
     h_ptr,
-    w_ptr,  # (N, M), any row stride, or None
+    w_ptr,  # (N, M), both rounded up to whole tiles (masks would make stores 2 bytes wide), any row stride, or None
     stride_wm,
     dots_sum_ptr,  # (column tiles, N) or None: sums of G * dots over the tile's columns
     column_sum_ptr,  # (row tiles, M) or None: sums of G over the tile's rows
@@ -154,7 +154,7 @@ def logsumexp_bwd_weight_kernel(
             w = _weight_tile(s, near, top, row_lse, g, row_lse, g, True, False)
         if STORE_WEIGHTS:
             w_ptrs = w_ptr + offs_m.to(tl.int64)[:, None] * stride_wm + offs_q[None, :]
-            tl.store(w_ptrs, w.to(w_ptr.dtype.element_ty), mask=(offs_m < N)[:, None] & (offs_q < M)[None, :])
+            tl.store(w_ptrs, w.to(w_ptr.dtype.element_ty))
         if SUM_DOTS:
             dots_sum += tl.sum(w * parts[q], 1)
         if SUM_COLUMNS:

@@ -137,8 +137,11 @@ def _stored_weights(
     need_x, need_y, need_scale, need_log_weights = (t.numel() > 0 for t in (dx, dy, dscale, dlog_weights))
     tile = scores_tile(x, scores.precision)
     side = _BLOCK * 2 // x.element_size()
-    stride = triton.cdiv(min(M, side), 16) * 16  # library products want aligned rows
-    weights = x.new_empty((min(N, side), stride) if need_x or need_y else (0, 0))
+    # Whole tiles: the kernel stores without masks, and library products want aligned rows.
+    height, stride = (
+        triton.cdiv(min(size, side), block) * block for size, block in ((N, tile.BLOCK_M), (M, tile.BLOCK_N))
+    )
+    weights = x.new_empty((height, stride) if need_x or need_y else (0, 0))
     dy_total = scale.new_zeros(dy.shape)
     for i in slices(N, side):
         dx_total = scale.new_zeros((i.stop - i.start, D) if need_x else (0,))

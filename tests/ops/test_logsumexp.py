@@ -184,7 +184,7 @@ def test_rows_alone(device):
     wanted = torch.autograd.grad(both[0].square().sum(), (x, y, scale))
     got = torch.autograd.grad(alone[0].square().sum(), (x, y, scale))
     for a, b in zip(wanted, got, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(a, b, atol=5e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", WORKING_DTYPES)
