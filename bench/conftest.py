@@ -1,7 +1,8 @@
 """The suite: `pytest bench/ops` measures every op, `pytest bench/ops/logsumexp.py` one.
 
 An op's file names its own TESTS and CASES, and calls the fixture `compare`. No speed is reported of an op whose tests
-fail. Numbers land in the JSON that `--benchmark-json` names; `python -m bench report` makes pages and pictures of it.
+fail (`--bench-untested` says in the results that they were not run). Numbers land in the JSON that `--benchmark-json`
+names; `python -m bench report` makes pages and pictures of it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,6 @@ import pytest
 
 from bench import machine
 from bench.measure import DENSE, FLOOR, OURS, Comparison
-from mmkernels.data._files import needs_extra
-
-with needs_extra("bench"):
-    from rich.console import Console
-    from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
 SMOKE_ROWS = 64
@@ -35,6 +31,7 @@ started, measured = pytest.StashKey[float](), pytest.StashKey[list]()
 def pytest_addoption(parser):
     group = parser.getgroup("bench")
     group.addoption("--bench-seconds", type=float, help="begin no further case after so many seconds")
+    group.addoption("--bench-untested", action="store_true", help="do not run the ops' own tests first")
     group.addoption("--bench-smoke", action="store_true", help=f"{SMOKE_ROWS} pairs, one round: does it all run?")
 
 
@@ -68,6 +65,8 @@ def pytest_benchmark_update_commit_info(commit_info):
 @pytest.fixture(scope="module", autouse=True)
 def op_tests_pass(request):
     """Run the op's own tests once."""
+    if request.config.option.bench_untested:
+        return
     command = [sys.executable, "-m", "pytest", "-x", "-q", *request.module.TESTS]
     tests = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if tests.returncode:
@@ -104,6 +103,7 @@ def compare(request, case, benchmark):
             "flops": flops(case),
             "candidates": rows,
             "skipped": comparison.skipped,
+            "tested": not options.bench_untested,
         }
         benchmark.extra_info |= case._asdict()
         request.config.stash[measured].append(benchmark.extra_info)
@@ -112,12 +112,8 @@ def compare(request, case, benchmark):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Ours against dense and floor, a line a case, and what is missing."""
-    columns = ("ms", "TFLOP/s", "time over\ndense", "over\nfloor", "peak MB", "over\ndense")
-    table = Table(title=f"{OURS}, dense formula, floor of {FLOOR}")
-    table.add_column("case")
-    for column in columns:
-        table.add_column(column, justify="right")
+    """Ours against dense and floor, a line a case, and what is missing. Without rich: it is none of the essentials."""
+    lines = [("case", "ms", "TFLOP/s", "time / dense", "/ floor", "peak MB", "/ dense")]
     missing = {}
     for info in config.stash[measured]:
         ours, dense, floor = (info["candidates"].get(name, {}) for name in (OURS, DENSE, FLOOR))
@@ -130,12 +126,16 @@ def pytest_terminal_summary(terminalreporter, config):
             (None if peak is None else peak / 1e6, ",.0f"),
             (peak / dense_peak if peak is not None and dense_peak else None, ".3f"),
         )
-        table.add_row(info["case"], *("-" if value is None else format(value, form) for value, form in numbers))
+        lines.append((info["case"], *("-" if value is None else format(value, form) for value, form in numbers)))
         for candidate, reason in info["skipped"].items():
             missing.setdefault(f"{candidate}: {reason}", []).append(info["case"])
     for report in terminalreporter.stats.get("skipped", []):
         missing.setdefault(report.longrepr[2].removeprefix("Skipped: "), []).append(report.nodeid)
-    if config.stash[measured]:
-        Console(width=None if sys.stdout.isatty() else 120).print(table)
+    if len(lines) > 1:
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        print(f"\n{OURS} against {DENSE} formula and floor of {FLOOR}")
+        for case, *values in lines:
+            cells = (value.rjust(width) for value, width in zip(values, widths[1:], strict=True))
+            print(case.ljust(widths[0]), *cells, sep="  ")
     for reason, cases in missing.items():
         print(f"not measured in {len(cases)} case(s), {reason}")

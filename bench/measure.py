@@ -137,12 +137,12 @@ class Comparison:
                 self._drop(candidate, error)
 
     def rounds(self, seconds: float, left: float) -> int:
-        """How many rounds fill the seconds, three at least if there is time; the first calls are forgotten."""
+        """How many rounds fill the seconds, three at least unless one takes minutes; the first calls are forgotten."""
         once = sum(samples.wall[0] for samples in self.samples.values())
         for samples in self.samples.values():
             samples.wall.clear()
             samples.cpu.clear()
-        return int(max(1, min(100, max(3, seconds / once), left / once)))
+        return int(max(1, min(100, max(seconds / once, min(3, 120 / once)), left / once)))
 
     def peaks(self) -> None:
         """Measure what the allocator did not count: peak resident memory, in a fresh process each (Linux)."""

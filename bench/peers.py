@@ -118,3 +118,17 @@ def _both_ways(loss, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     labels = torch.arange(len(x), device=x.device)
     scale = scale.to(x.dtype)
     return (loss(scale * x, y, labels) + loss(scale * y, x, labels)) / 2
+
+
+def compared_ranks(x: Tensor, y: Tensor) -> Tensor:
+    """Mean rank from the whole score matrix, by comparison with its diagonal."""
+    s = x @ y.T
+    p = s.diagonal()
+    return torch.cat([(s > p[:, None]).sum(1), (s > p).sum(0)]).float().mean()
+
+
+def sorted_ranks(x: Tensor, y: Tensor) -> Tensor:
+    """Mean rank as evaluation scripts have it, open_clip's among them: sort the whole score matrix, find the answer."""
+    s = x @ y.T
+    answers = torch.arange(len(x), device=x.device)[:, None]
+    return torch.cat([(t.argsort(descending=True) == answers).nonzero()[:, 1] for t in (s, s.T)]).float().mean()

@@ -38,6 +38,7 @@ class Section:
     machine: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     skipped: dict[str, list[str]] = field(default_factory=dict)  # cases by candidate and reason
+    tested: bool = True
 
 
 def load(results: Path) -> list[Section]:
@@ -47,12 +48,15 @@ def load(results: Path) -> list[Section]:
     for data in sorted((data for data in files if "benchmarks" in data), key=lambda data: data["datetime"]):
         for benchmark in data["benchmarks"]:
             info = benchmark["extra_info"]
+            if "op" not in info:
+                continue  # interrupted
             latest[info["op"], data["machine_info"]["name"], info["case"]] = info, data
     sections: dict[tuple[str, str], Section] = {}
     for (op, name, _), (info, data) in sorted(latest.items(), key=lambda item: item[0][:2]):
         section = sections.setdefault((op, name), Section(op, data["machine_info"]))
         section.machine = data["machine_info"]
         section.rows += _rows(info, data)
+        section.tested &= info["tested"]
         for candidate, reason in info["skipped"].items():
             section.skipped.setdefault(f"{candidate}: {reason}", []).append(info["case"].removeprefix(f"{op} "))
     for section in sections.values():
@@ -104,6 +108,8 @@ def _section(section: Section, out: Path) -> Iterator[str]:
     versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
     threads = "" if machine["device"] == "cuda" else f", {machine['threads']} threads"
     yield f"## {section.op}, {machine['hardware']}{threads}\n"
+    if not section.tested:
+        yield "Some of these numbers were taken without running the op's tests first.\n"
     yield f"{max(row['date'] for row in section.rows)}; {versions}; Python {machine['python']}, {machine['system']}.\n"
     for key, title in PASSES.items():
         rows = [row for row in section.rows if row["pass"] == key]

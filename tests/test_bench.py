@@ -15,10 +15,10 @@ import torch
 import bench.__main__
 from bench.measure import DENSE, FLOOR, OURS, Candidate, Case, Comparison
 from bench.report import exponent as fitted
-from bench.report import load
+from bench.report import load, write
 from tests.conftest import INTERPRETED
 
-for package in ("pytest_benchmark", "matplotlib", "rich"):
+for package in ("pytest_benchmark", "matplotlib"):
     pytest.importorskip(package)
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the suite measures, it has no numerics of its own")
 
@@ -39,7 +39,7 @@ def tree(tmp_path_factory):
 
 def write_op_tests(tree, body):
     (tree / "tests/ops").mkdir(parents=True, exist_ok=True)
-    for name in ("test_logsumexp", "test_info_nce"):
+    for name in ("test_logsumexp", "test_info_nce", "test_neighbors"):
         (tree / f"tests/ops/{name}.py").write_text(f"def {name}():\n    {body}\n")
 
 
@@ -64,7 +64,8 @@ def results(tree):
 
 def test_every_candidate_is_measured(results):
     data = json.loads(results[0].read_text())
-    benchmarks = {b["extra_info"]["pass"]: b for b in data["benchmarks"]}
+    assert {b["extra_info"]["op"] for b in data["benchmarks"]} == {"info_nce", "ranks"}
+    benchmarks = {b["extra_info"]["pass"]: b for b in data["benchmarks"] if b["extra_info"]["op"] == "info_nce"}
     assert set(benchmarks) >= {"forward", "forward+backward"}
     for name, benchmark in benchmarks.items():
         info = benchmark["extra_info"]
@@ -97,7 +98,8 @@ def test_nothing_stored_names_a_computer_or_a_directory(results):
 def test_the_closing_table_has_the_ratios(results):
     output = results[1]
     assert "info_nce N64-D512-float32-forward+backward" in output
-    assert re.search(r"time over\s.*over", output)
+    assert re.search(r"case +ms +TFLOP/s +time / dense +/ floor", output)
+    assert "ranks N64-D256-float32-forward" in output
     assert "not measured in 2 case(s), torch.compile: it compiles" in output or torch.cuda.is_available()
 
 
@@ -111,7 +113,7 @@ def test_report(results, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"Page: {tmp_path / 'benchmarks.md'}\n"
     page = (tmp_path / "benchmarks.md").read_text()
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", page)
-    assert len(pictures) == 2
+    assert len(pictures) == 3
     assert all((tmp_path / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
     assert "| 64 | 512 | float32 | **mmkernels** |" in page
     assert "torch.compile: it compiles for seconds" in page
@@ -140,9 +142,18 @@ def test_the_later_of_two_results_counts(results, tmp_path):
     for year, name in ((2001, "b"), (2002, "a")):
         data["datetime"] = f"{year}-01-01T00:00:00+00:00"
         (tmp_path / f"{name}.json").write_text(json.dumps(data))
-    [section] = load(tmp_path)
-    assert {row["date"] for row in section.rows} == {"2002-01-01"}
-    assert len(section.rows) == sum(len(b["extra_info"]["candidates"]) for b in data["benchmarks"])
+    rows = [row for section in load(tmp_path) for row in section.rows]
+    assert {row["date"] for row in rows} == {"2002-01-01"}
+    assert len(rows) == sum(len(b["extra_info"]["candidates"]) for b in data["benchmarks"])
+
+
+def test_what_was_interrupted_or_untested_is_told(results, tmp_path):
+    data = json.loads(results[0].read_text())
+    data["benchmarks"][0]["extra_info"] = {}
+    data["benchmarks"][1]["extra_info"]["tested"] = False
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    page = write(tmp_path, tmp_path).read_text()
+    assert page.count("without running the op's tests first") == 1
 
 
 def ones(case, device):
@@ -213,6 +224,7 @@ def test_rounds_fill_the_time_that_is_left():
     assert rounds(1e-6, 20, 1000) == 100
     assert rounds(30, 20, 1000) == 3
     assert rounds(30, 20, 50) == 1
+    assert rounds(90, 20, 1000) == 1
 
 
 def test_a_spent_budget_skips_and_says_so(tree, results, tmp_path):
