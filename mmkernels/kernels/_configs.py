@@ -114,8 +114,12 @@ def scores_tile(x: Tensor, precision: str) -> Tile:
 
 
 def neighbors_tile(x: Tensor, precision: str) -> Tile:
-    """The tile of all kernels of neighbors: one for all, or their scores would round differently."""
-    return _fit(_NEIGHBORS[chip(x.device)][_kind(x, precision)], x)
+    """The tile of all kernels of neighbors: one for all, or their scores would round differently.
+
+    A product in one step has nothing to load ahead, and stages would only take registers.
+    """
+    tile = _fit(_NEIGHBORS[chip(x.device)][_kind(x, precision)], x)
+    return tile if x.shape[1] > tile.BLOCK_D else tile._replace(num_stages=1)
 
 
 def _fit(tile: Tile, x: Tensor) -> Tile:

@@ -101,7 +101,7 @@ def test_nan_is_no_answer_and_beats_none(device):
 
 
 def test_extremes_of_scale(device):
-    x, y = (whole(device, 50, 4) * 1e18 for _ in "xy")  # products overflow to infinities of both signs
+    x, y = (whole(device, 50, 4) * 1e19 for _ in "xy")  # products overflow to infinities of both signs
     rows, columns = mmkernels.ranks(x, y)
     assert (rows >= 0).all()
     assert (columns >= 0).all()
