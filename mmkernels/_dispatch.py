@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 import os
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,11 +19,17 @@ from torch import Tensor
 
 from mmkernels.tiled._tiles import compute_dtype
 
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton asks once too, when it is imported
+
 
 def serves_triton(x: Tensor) -> bool:
     """Whether Triton kernels serve x: on a GPU, not in float64; on a CPU only in Triton's interpreter."""
-    interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    return (x.is_cuda or interpreted) and x.dtype != torch.float64
+    return (x.is_cuda or (x.device.type == "cpu" and _INTERPRETED)) and x.dtype != torch.float64
+
+
+@cache
+def _room(reduction: str, triton: bool) -> ModuleType:
+    return importlib.import_module(f"mmkernels.{'kernels' if triton else 'tiled'}.{reduction}")
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
@@ -48,9 +56,10 @@ def _define(reduction: str, name: str, schema: str) -> None:
     """Define the operator mmkernels::name, served by the function of that name in `kernels` or `tiled`."""
 
     def serve(x: Tensor, *args: object) -> tuple[Tensor, ...]:
-        room = importlib.import_module(f"mmkernels.{'kernels' if serves_triton(x) else 'tiled'}.{reduction}")
         with no_autocast(x):
-            result: tuple[Tensor, ...] = getattr(room, name)(x, *args, float32_precision(x.device))
+            result: tuple[Tensor, ...] = getattr(_room(reduction, serves_triton(x)), name)(
+                x, *args, float32_precision(x.device)
+            )
             return result
 
     torch.library.define(f"mmkernels::{name}", schema)

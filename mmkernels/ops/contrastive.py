@@ -156,7 +156,7 @@ def info_nce(
     x, y = autocast(x), autocast(y)
     columns = y if negatives is None else torch.cat([y, autocast(negatives)])
     q = logsumexp(x, columns, factor, log_weights, row_ids, column_ids, 0, columns=symmetric)
-    sums = torch.stack((q.rows, q.columns[:N])) if symmetric else q.rows
+    sums = torch.stack((q.rows, q.columns if negatives is None else q.columns[:N])) if symmetric else q.rows
     losses = _loss(sums, q.positives, exclude_positive)
     if epsilon:
         means = _mean_scores(x, columns, factor, q.rows.dtype, log_weights)
@@ -164,12 +164,14 @@ def info_nce(
             column_means = _mean_scores(y, x, factor, q.rows.dtype)
             means = torch.stack((means, column_means if log_weights is None else column_means + log_weights[:N]))
         losses = losses + epsilon * (q.positives - means)
+    if reduction == "mean" and weight is None:
+        return losses.mean()
     if symmetric:
         losses = losses.mean(0)
     if weight is not None:
         losses = losses * weight.to(losses.dtype)
-    if reduction == "mean":
-        return losses.mean() if weight is None else losses.sum() / weight.to(losses.dtype).sum()
+    if reduction == "mean" and weight is not None:
+        return losses.sum() / weight.to(losses.dtype).sum()
     return losses.sum() if reduction == "sum" else losses
 
 
@@ -190,7 +192,7 @@ def _loss(q: Tensor, p: Tensor, exclude_positive: bool = False) -> Tensor:
     """softplus(q - p), or q - p; 0 where no negative is left (q = -inf)."""
     if exclude_positive:
         return torch.where(q == -torch.inf, torch.zeros_like(q), q - p)
-    return -F.logsigmoid(p - q)
+    return F.softplus(q - p, threshold=40)  # the identity above it, which e^-40 does not change in float64 either
 
 
 def _mean_scores(

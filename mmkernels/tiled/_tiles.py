@@ -73,3 +73,8 @@ def scratch(like: Tensor, count: int, size: int, dtype: torch.dtype) -> Tensor:
         with torch.inference_mode(False):
             block = _kept.block = torch.empty(nbytes, dtype=torch.uint8)
     return block[:nbytes].view(dtype).view(count, size)
+
+
+def tile(buffers: Tensor, n: int, m: int) -> tuple[Tensor, ...]:
+    """Return each buffer's first n x m elements as a matrix."""
+    return buffers.as_strided((len(buffers), n, m), (buffers.stride(0), m, 1)).unbind()

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from mmkernels.tiled._tiles import compute_dtype, memory_budget, scratch, slices, tile_side
+from mmkernels.tiled._tiles import compute_dtype, memory_budget, scratch, slices, tile, tile_side
 
 
 def _positives(rows: slice, cols: slice, offset: int) -> tuple[int, slice]:
@@ -49,8 +49,9 @@ def _reference(maximum: Tensor) -> Tensor:
 def _shared_reference(rows: Tensor, columns: Tensor) -> Tensor | None:
     """A reference that serves every row and column of a tile, so that one exponential per pair does; None if none can.
 
-    With all references within 60 of the largest, what a float32 exponential flushes to 0 is below e^-27 of any of
-    them. The question is asked on a CPU only: elsewhere the host would wait for the answer.
+    rows and columns are maxima or log-sum-exps, all finite if there is one. With all references within 60 of the
+    largest, what a float32 exponential flushes to 0 is below e^-27 of any of them. The question is asked on a CPU only:
+    elsewhere the host would wait for the answer.
     """
     if rows.device.type != "cpu" or rows.numel() == 0 or columns.numel() == 0:
         return None
@@ -62,15 +63,15 @@ def _add_tile(s: Tensor, e: Tensor, row_max: Tensor, row_sum: Tensor, column_max
     """Fold a tile into the running maxima and sums of e^(s - maximum); no columns if theirs are empty. s is used up."""
     row_new = torch.maximum(row_max, s.amax(1))
     column_new = torch.maximum(column_max, s.amax(0)) if column_max.numel() else column_max
-    row_ref, column_ref = _reference(row_new), _reference(column_new)
     shared = _shared_reference(row_new, column_new)
-    row_sum *= torch.exp(row_max - row_ref)
-    column_sum *= torch.exp(column_max - column_ref)
     if shared is not None:
         s.sub_(shared).exp_()  # in place: memory touched for the first time costs as much as the exponential
-        row_sum += s.sum(1) * torch.exp(shared - row_ref)
-        column_sum += s.sum(0) * torch.exp(shared - column_ref)
+        row_sum.mul_(torch.exp(row_max - row_new)).addcmul_(s.sum(1), torch.exp(shared - row_new))
+        column_sum.mul_(torch.exp(column_max - column_new)).addcmul_(s.sum(0), torch.exp(shared - column_new))
     else:
+        row_ref, column_ref = _reference(row_new), _reference(column_new)
+        row_sum *= torch.exp(row_max - row_ref)
+        column_sum *= torch.exp(column_max - column_ref)
         row_sum += torch.sub(s, row_ref[:, None], out=e).exp_().sum(1)
         if column_max.numel():
             column_sum += torch.sub(s, column_ref, out=e).exp_().sum(0)
@@ -81,13 +82,13 @@ def _add_tile(s: Tensor, e: Tensor, row_max: Tensor, row_sum: Tensor, column_max
 def _weights(s: Tensor, w: Tensor, rows: Tensor, columns: Tensor, g: Tensor, h: Tensor | None) -> Tensor:
     """g_i e^(s - rows_i) + h_j e^(s - columns_j), the second term if h is given; s is overwritten."""
     if h is None:
-        return torch.sub(s, rows[:, None], out=w).exp_().mul_(g[:, None])
+        return torch.sub(s, _reference(rows)[:, None], out=w).exp_().mul_(g[:, None])
     shared = _shared_reference(rows, columns)
     if shared is not None:
         torch.add((g * torch.exp(shared - rows))[:, None], h * torch.exp(shared - columns), out=w)
         return w.mul_(s.sub_(shared).exp_())
-    torch.sub(s, rows[:, None], out=w).exp_().mul_(g[:, None])
-    return w.add_(s.sub_(columns).exp_().mul_(h))
+    torch.sub(s, _reference(rows)[:, None], out=w).exp_().mul_(g[:, None])
+    return w.add_(s.sub_(_reference(columns)).exp_().mul_(h))
 
 
 def logsumexp_fwd(
@@ -115,7 +116,7 @@ def logsumexp_fwd(
         xi = x[rows].to(dtype)
         for cols in slices(M, side):
             n, m = rows.stop - rows.start, cols.stop - cols.start
-            dots, s, e = (b[: n * m].view(n, m) for b in buffers)
+            dots, s, e = tile(buffers, n, m)
             dots = torch.mm(xi, y[cols].to(dtype).T, out=scores[rows, cols] if keep else dots)
             if offset is not None:
                 diagonal, matched = _positives(rows, cols, offset)
@@ -126,7 +127,8 @@ def logsumexp_fwd(
         positives *= scale
         if log_weights is not None:
             positives += log_weights[offset : offset + N]
-    row_lse, column_lse = _reference(row_max) + row_sum.log(), _reference(column_max) + column_sum.log()
+    # Where nothing was summed this is -inf - inf, where the maximum overflowed inf + inf.
+    row_lse, column_lse = row_max + row_sum.log(), column_max + column_sum.log()
     return row_lse, column_lse, positives, row_max, column_max, scores
 
 
@@ -155,7 +157,9 @@ def logsumexp_bwd(
     (N, D), M, dtype = x.shape, y.shape[0], compute_dtype(x.dtype)
     need_x, need_y, need_scale, need_log_weights = needs
     side = tile_side(x.dtype)
-    row_ref, column_ref = _reference(rows), _reference(columns)
+    # On a CPU the products take the scale along; elsewhere the host would wait for its value.
+    in_product = x.device.type == "cpu"
+    alpha = scale.item() if in_product else 1.0
     new = x.new_empty if N and M else x.new_zeros  # the first product along a row or column overwrites, with beta = 0
     dx = new(N, D) if need_x else x.new_empty(0)
     dy = new(M, D, dtype=dtype) if need_y else x.new_empty(0)
@@ -169,10 +173,10 @@ def logsumexp_bwd(
         for j in slices(M, side):
             yj = y[j].to(dtype)
             n, m = i.stop - i.start, j.stop - j.start
-            dots, s, w = (b[: n * m].view(n, m) for b in buffers)
+            dots, s, w = tile(buffers, n, m)
             dots = scores[i, j] if scores.numel() else torch.mm(xi, yj.T, out=dots)
             _scores(dots, scale, log_weights, row_ids, column_ids, offset, i, j, s)
-            _weights(s, w, row_ref[i], column_ref[j], grad_rows[i], None if grad_columns is None else grad_columns[j])
+            _weights(s, w, rows[i], columns[j], grad_rows[i], None if grad_columns is None else grad_columns[j])
             if grad_positives is not None and offset is not None:
                 diagonal, matched = _positives(i, j, offset)
                 w.diagonal(diagonal).copy_(grad_positives[matched])
@@ -181,15 +185,15 @@ def logsumexp_bwd(
             if need_log_weights:
                 dlog_weights[j] += w.sum(0)
             if need_x:
-                dxi.addmm_(w, yj, beta=int(j.start > 0))
+                dxi.addmm_(w, yj, beta=int(j.start > 0), alpha=alpha)
             if need_y:
-                dy[j].addmm_(w.T, xi, beta=int(i.start > 0))
-        if need_x:
+                dy[j].addmm_(w.T, xi, beta=int(i.start > 0), alpha=alpha)
+        if need_x and not in_product:
             dxi.mul_(scale)
-            if dx.dtype != dtype:
-                dx[i] = dxi
+        if need_x and dx.dtype != dtype:
+            dx[i] = dxi
     if need_y:
-        dy = dy.mul_(scale).to(y.dtype)
+        dy = (dy if in_product else dy.mul_(scale)).to(y.dtype)
     return dx, dy, dscale_rows.sum() if need_scale else dscale_rows, dlog_weights
 
 

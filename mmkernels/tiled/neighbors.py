@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mmkernels.tiled._tiles import compute_dtype, scratch, slices, tile_side
+from mmkernels.tiled._tiles import compute_dtype, scratch, slices, tile, tile_side
 
 
 def _tiles(x: Tensor, y: Tensor, diagonal: bool = False) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
@@ -21,7 +21,7 @@ def _tiles(x: Tensor, y: Tensor, diagonal: bool = False) -> Iterator[tuple[slice
         xi = x[rows].to(dtype)
         for cols in [rows] if diagonal else slices(len(y), side):
             n, m = rows.stop - rows.start, cols.stop - cols.start
-            dots, spare = (b[: n * m].view(n, m) for b in buffers)
+            dots, spare = tile(buffers, n, m)
             yield rows, cols, torch.mm(xi, y[cols].to(dtype).T, out=dots), spare
 
 
