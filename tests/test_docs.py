@@ -62,6 +62,8 @@ def test_examples_run(page):
     names = {}
     for example in EXAMPLES[page]:
         exec(compile(example, page, "exec"), names)
+    homes = {getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in names.values()}
+    assert any(home.split(".")[0] == "mmkernels" for home in homes), "examples show the library"
 
 
 def test_calls_of_the_table_run():

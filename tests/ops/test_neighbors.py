@@ -150,6 +150,46 @@ def test_recall(device):
     assert 0 < rows[0] < rows[1] < rows[2]
 
 
+def brute_force_recall(scores, query_ids, candidate_ids, k):
+    hits = 0
+    for row, query in zip(scores.tolist(), query_ids.tolist(), strict=True):
+        right = [s for s, c in zip(row, candidate_ids.tolist(), strict=True) if c == query]
+        wrong = [s for s, c in zip(row, candidate_ids.tolist(), strict=True) if c != query]
+        rank = 1 + sum(s > max(right) for s in wrong) + 0.5 * sum(s == max(right) for s in wrong)
+        hits += rank <= k
+    return hits / len(scores)
+
+
+def recall_of_scores(scores, query_ids, candidate_ids, ks):
+    """Queries are unit vectors, so that candidates' coordinates are the scores."""
+    x = torch.eye(len(scores), device=scores.device)
+    return mmkernels.recall_at_k(x, scores.T.contiguous(), ks, ids=(query_ids, candidate_ids))[0].tolist()
+
+
+def test_recall_is_the_brute_force_one(device):
+    """Several right answers a query, queries without one's own row, many ties."""
+    candidates = torch.randint(0, 8, (30,), device=device)
+    queries = candidates[torch.randint(0, 30, (40,), device=device)]
+    scores = torch.randint(0, 6, (40, 30), device=device).float()
+    expected = [brute_force_recall(scores, queries, candidates, k) for k in (1, 3, 10)]
+    assert recall_of_scores(scores, queries, candidates, (1, 3, 10)) == pytest.approx(expected)
+    assert 0 < expected[0] < expected[1] < expected[2] <= 1
+
+
+def test_a_tie_counts_half(device):
+    ids = torch.arange(3, device=device)
+    one_tie = torch.tensor([[1.0, 1.0, 0.0]], device=device)  # rank 1.5 from 1
+    assert recall_of_scores(one_tie, ids[:1], ids, (1, 2)) == [0.0, 1.0]
+    two_ties = torch.ones(1, 3, device=device)  # rank 2
+    assert recall_of_scores(two_ties, ids[:1], ids, (1, 2)) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan])
+def test_scores_that_say_nothing_recall_nothing(value, device):
+    x = torch.full((1000, 4), value, device=device)
+    assert all(recall.tolist() == [0, 0, 0] for recall in mmkernels.recall_at_k(x, x))
+
+
 def test_empty(device):
     x, y = torch.randn(0, 4, device=device), torch.randn(5, 4, device=device)
     ids = torch.zeros(0, dtype=torch.int64, device=device), torch.zeros(5, dtype=torch.int64, device=device)
