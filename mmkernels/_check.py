@@ -78,8 +78,10 @@ def ids(name: str, value: object, sizes: dict[str, int] | None, like: Tensor) ->
 
 def pair_of_ids(
     value: object, rows: dict[str, int], columns: dict[str, int] | None, like: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return row and column ids, given as one tensor for both sides or as a pair, if they pass `ids`."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return row and column ids, given as one tensor for both sides or as a pair, if they pass `ids`; None for None."""
+    if value is None:
+        return None, None
     pair = (value, value) if isinstance(value, Tensor) else value
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise TypeError(f"ids must be an integer tensor or a pair of them, got {type(value).__name__}")

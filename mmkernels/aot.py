@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from importlib.util import find_spec
 from itertools import chain
 from math import ceil
@@ -83,6 +84,7 @@ def _recording(chip: str, record: Callable[[Any, dict[str, Any], Callable[[], An
         _configs.chip.cache_clear()
 
 
+@lru_cache(1)  # a prediction reads the same code twice
 def _disassemble(cubin: bytes) -> str:
     """The resources that NVIDIA's machine code uses, and its instructions."""
     from triton import knobs

@@ -12,6 +12,12 @@ import triton.language as tl
 from mmkernels.kernels._pair import dot_tile, quarters
 
 
+@triton.jit
+def _twice_above(s, threshold, counted):
+    """2 where the score is above the threshold, 1 where they tie, else 0; 0 on pairs that are not counted."""
+    return tl.where(counted, 1 + (s > threshold).to(tl.int32) - (s < threshold).to(tl.int32), 0)
+
+
 @triton.jit(do_not_specialize=["offset", "N", "M", "span"])
 def neighbors_kernel(
     x_ptr,  # (N, D), one wave
@@ -71,12 +77,9 @@ def neighbors_kernel(
                 inside = mask_m[:, None] & mask_q[None, :]
                 if COUNT:
                     wrong = inside & (right == 0)
-                    t = row_threshold[:, None]
-                    twice = 1 + (s > t).to(tl.int32) - (s < t).to(tl.int32)
-                    found += tl.sum(tl.where(wrong, twice, 0), 1)
-                    t = tl.load(column_thresholds_ptr + offs_q, mask=mask_q, other=0.0)[None, :]
-                    twice = 1 + (s > t).to(tl.int32) - (s < t).to(tl.int32)
-                    columns = tl.sum(tl.where(wrong, twice, 0), 0)
+                    found += tl.sum(_twice_above(s, row_threshold[:, None], wrong), 1)
+                    column_threshold = tl.load(column_thresholds_ptr + offs_q, mask=mask_q, other=0.0)
+                    columns = tl.sum(_twice_above(s, column_threshold[None, :], wrong), 0)
                 else:
                     s = tl.where(inside & right & (s == s), s, float("-inf"))
                     found = tl.maximum(found, tl.max(s, 1))

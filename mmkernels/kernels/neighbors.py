@@ -18,20 +18,22 @@ _MOST = 16  # the k up to which registers hold a row's k best
 _STORED = 2**28  # bytes of scores stored at once for a larger k
 
 
-def _arguments(x: Tensor, y: Tensor, precision: str) -> dict[str, Any]:
-    """What both kernels are launched with, and span, the column tiles of a program."""
+def _arguments(x: Tensor, y: Tensor, precision: str) -> tuple[dict[str, Any], int]:
+    """What both kernels are launched with, and how many programs that makes along the columns."""
     tile = neighbors_tile(x, precision)
-    return {
+    span, across = spans(len(x), len(y), tile, x.device)
+    arguments = {
         "y_ptr": y,
         "stride_xm": x.stride(0),
         "stride_yn": y.stride(0),
         "M": len(y),
         "D": x.shape[1],
-        "span": spans(len(x), len(y), tile, x.device)[0],
+        "span": span,
         "EVEN_D": x.shape[1] % tile.BLOCK_D == 0,
         "INPUT_PRECISION": "ieee" if x.element_size() == 2 else precision,
         **tile._asdict(),
     }
+    return arguments, across
 
 
 def _sweep(
@@ -50,8 +52,8 @@ def _sweep(
     if N == 0 or M == 0:
         return rows, columns
     x, y = aligned(x), aligned(y)
-    arguments = _arguments(x, y, precision)
-    across = triton.cdiv(triton.cdiv(M, arguments["BLOCK_N"]), arguments["span"])
+    row_ids, column_ids = (None if v is None else v.contiguous() for v in (row_ids, column_ids))
+    arguments, across = _arguments(x, y, precision)
     for wave in slices(N, WAVE):
         n = wave.stop - wave.start
         tiles = triton.cdiv(n, arguments["BLOCK_M"])
@@ -107,14 +109,13 @@ def neighbors_count(
 
 def neighbors_topk(x: Tensor, y: Tensor, k: int, precision: str) -> tuple[Tensor, Tensor]:
     """Return the k highest scores of each row, sorted, and their columns; -inf and -1 where NaN left too few."""
-    N, M = len(x), len(y)
+    N = len(x)
     if N == 0 or k == 0:
         return x.new_empty(N, k, dtype=torch.float32), x.new_empty(N, k, dtype=torch.int64)
     if k > _MOST:
         return _stored_topk(x, y, k)
     x, y = aligned(x), aligned(y)
-    arguments = _arguments(x, y, precision)
-    across = triton.cdiv(triton.cdiv(M, arguments["BLOCK_N"]), arguments["span"])
+    arguments, across = _arguments(x, y, precision)
     values = x.new_empty(N, across, k, dtype=torch.float32)
     columns = x.new_empty(N, across, k, dtype=torch.int32)
     with on_device(x):

@@ -55,7 +55,7 @@ def logsumexp_scores(
     N, M = x.shape[0], y.shape[0]
     if log_weights is not None:
         _check.vector("log_weights", log_weights, {"M": M}, x)
-    row_ids, column_ids = _pair_of_ids(ids, N, x)
+    row_ids, column_ids = _check.pair_of_ids(ids, {"N": N}, None, x)
     if column_ids is not None and column_ids.shape[0] > M:
         raise ValueError(f"ids[1] must be no longer than y, got {column_ids.shape[0]} and {M}")
     if offset is not None:
@@ -141,7 +141,7 @@ def info_nce(
         _check_mean(N)
     M = 0 if negatives is None else _check.embeddings("negatives", negatives, x).shape[0]
     factor = _scale(temperature, scale, x)
-    row_ids, column_ids = _pair_of_ids(ids, N, x)
+    row_ids, column_ids = _check.pair_of_ids(ids, {"N": N}, None, x)
     if column_ids is not None:
         _check.length("ids", column_ids, {"N": N, "N + M": N + M})
     if log_weights is not None:
@@ -169,9 +169,10 @@ def info_nce(
     if symmetric:
         losses = losses.mean(0)
     if weight is not None:
-        losses = losses * weight.to(losses.dtype)
-    if reduction == "mean" and weight is not None:
-        return losses.sum() / weight.to(losses.dtype).sum()
+        weight = weight.to(losses.dtype)
+        losses = losses * weight
+        if reduction == "mean":
+            return losses.sum() / weight.sum()
     return losses.sum() if reduction == "sum" else losses
 
 
@@ -224,7 +225,3 @@ def _scale(temperature: Tensor | float | None, scale: Tensor | float | None, x: 
         return _check.number_or_scalar("scale", scale, x, low=0)
     t = _check.number_or_scalar("temperature", 0.07 if temperature is None else temperature, x, low=0)
     return 1 / t
-
-
-def _pair_of_ids(ids: _Ids, N: int, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if ids is None else _check.pair_of_ids(ids, {"N": N}, None, x)

@@ -41,12 +41,8 @@ def ranks(x: Tensor, y: Tensor, *, ids: Tensor | tuple[Tensor, Tensor] | None = 
     """
     _check.embeddings("x", x)
     _check.embeddings("y", y, x)
-    row_ids: Tensor | None = None
-    column_ids: Tensor | None = None
-    if ids is not None:
-        row_ids, column_ids = _check.pair_of_ids(ids, {"N": x.shape[0]}, {"M": y.shape[0]}, x)
-        row_ids, column_ids = row_ids.contiguous(), column_ids.contiguous()
-    elif x.shape[0] != y.shape[0]:
+    row_ids, column_ids = _check.pair_of_ids(ids, {"N": x.shape[0]}, {"M": y.shape[0]}, x)
+    if ids is None and x.shape[0] != y.shape[0]:
         raise ValueError(f"x and y must have the same length without ids, got {x.shape[0]} and {y.shape[0]}")
     x, y = _prepared(x), _prepared(y)
     best = torch.ops.mmkernels.neighbors_best(x, y, row_ids, column_ids)
