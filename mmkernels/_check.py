@@ -116,6 +116,21 @@ def number_or_scalar(name: str, value: object, like: Tensor, low: float = -math.
     return value
 
 
+def per_feature(name: str, value: object, like: Tensor) -> Tensor | float:
+    """Return value if it is a positive number, or a floating tensor that divides like (..., N, D) feature by feature."""
+    if not isinstance(value, Tensor):
+        return number(name, value, 0)
+    D = like.shape[-1]
+    fits = value.ndim == 0 or (value.shape[-1] in (1, D) if value.ndim > 1 else value.shape[0] == D)
+    if not fits or (value.ndim > 1 and value.shape[-2] != 1):
+        raise ValueError(
+            f"{name} must be 0-dimensional or of shape (D,), (*batch, 1, 1) or (*batch, 1, D) with D = {D}, "
+            f"got shape {tuple(value.shape)}"
+        )
+    on_device(name, floating(name, value, value.ndim), like)
+    return value
+
+
 def choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise unless value is one of choices."""
     if value not in choices:

@@ -55,9 +55,9 @@ def float32_precision(device: torch.device) -> str:
 def _define(reduction: str, name: str, schema: str) -> None:
     """Define the operator mmkernels::name, served by the function of that name in `kernels` or `tiled`."""
 
-    def serve(x: Tensor, *args: object) -> tuple[Tensor, ...]:
+    def serve(x: Tensor, *args: object) -> Tensor | tuple[Tensor, ...]:
         with no_autocast(x):
-            result: tuple[Tensor, ...] = getattr(_room(reduction, serves_triton(x)), name)(
+            result: Tensor | tuple[Tensor, ...] = getattr(_room(reduction, serves_triton(x)), name)(
                 x, *args, float32_precision(x.device)
             )
             return result
@@ -91,6 +91,24 @@ _define(
     "-> (Tensor, Tensor)",
 )
 _define("neighbors", "neighbors_topk", "(Tensor x, Tensor y, SymInt k) -> (Tensor, Tensor)")
+_define(
+    "matmul",
+    "matmul_fwd",
+    "(Tensor x, Tensor? y, Tensor v, Tensor gamma, Tensor coef, str kernel, int degree) -> Tensor",
+)
+_define(
+    "matmul",
+    "matmul_bwd",
+    "(Tensor x, Tensor? y, Tensor v, Tensor gamma, Tensor coef, str kernel, int degree, Tensor grad, bool[5] needs) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+_define("gram", "gram_fwd", "(Tensor x, Tensor? y, Tensor gamma, Tensor coef, str kernel, int degree) -> Tensor")
+_define(
+    "gram",
+    "gram_bwd",
+    "(Tensor x, Tensor? y, Tensor gamma, Tensor coef, str kernel, int degree, Tensor grad, bool[4] needs) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+)
 
 
 @torch.library.register_fake("mmkernels::logsumexp_fwd")  # type: ignore[untyped-decorator]
@@ -130,3 +148,33 @@ def _neighbors_count_fake(x: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, ...
 @torch.library.register_fake("mmkernels::neighbors_topk")  # type: ignore[untyped-decorator]
 def _neighbors_topk_fake(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(x.shape[0], k, dtype=dtype) for dtype in (compute_dtype(x.dtype), torch.int64))
+
+
+@torch.library.register_fake("mmkernels::matmul_fwd")  # type: ignore[untyped-decorator]
+def _matmul_fwd_fake(x: Tensor, y: Tensor | None, v: Tensor, gamma: Tensor, *args: Any) -> Tensor:
+    return gamma.new_empty(*x.shape[:2], v.shape[2])
+
+
+@torch.library.register_fake("mmkernels::matmul_bwd")  # type: ignore[untyped-decorator]
+def _matmul_bwd_fake(
+    x: Tensor, y: Tensor | None, v: Tensor, gamma: Tensor, coef: Tensor, *args: Any
+) -> tuple[Tensor, ...]:
+    return _fake_gradients((x, y, v, gamma, coef), args[-1])
+
+
+@torch.library.register_fake("mmkernels::gram_fwd")  # type: ignore[untyped-decorator]
+def _gram_fwd_fake(x: Tensor, y: Tensor | None, gamma: Tensor, *args: Any) -> Tensor:
+    return gamma.new_empty(*x.shape[:2], (x if y is None else y).shape[1])
+
+
+@torch.library.register_fake("mmkernels::gram_bwd")  # type: ignore[untyped-decorator]
+def _gram_bwd_fake(x: Tensor, y: Tensor | None, gamma: Tensor, coef: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return _fake_gradients((x, y, gamma, coef), args[-1])
+
+
+def _fake_gradients(tensors: tuple[Tensor | None, ...], needs: list[bool]) -> tuple[Tensor, ...]:
+    """Each tensor's gradient, empty where it is not needed or there is no such tensor."""
+    x = tensors[0]
+    assert x is not None
+    wanted = zip(tensors, needs, strict=True)
+    return tuple(x.new_empty(0) if t is None else t.new_empty(t.shape if need else (0,)) for t, need in wanted)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmkernels import _dispatch
+from mmkernels.autograd._second_order import vjp_by_rows
 from mmkernels.tiled._tiles import compute_dtype, memory_budget
 from mmkernels.tiled.logsumexp import logsumexp_grad_formula, row_tiles
 
@@ -122,29 +123,23 @@ class LogSumExpGrad(torch.autograd.Function):
         if all(c is None for c in asked):
             return (None,) * 14
         shared = {"y": y, "scale": scale, "log_weights": log_weights, "columns": columns, "grad_columns": h}
-        shared = {name: t for name, t in shared.items() if t is not None}
         by_row = {"x": x, "rows": rows, "grad_rows": g, "grad_positives": gp}
-        by_row = {name: t for name, t in by_row.items() if t is not None}
-        sums = {name: torch.zeros_like(t) for name, t in shared.items()}
-        pieces: dict[str, list[Tensor]] = {name: [t[:0]] for name, t in by_row.items()}
-        for i in row_tiles(len(x), len(y), x.dtype):
 
-            def formula(tensors: dict[str, Tensor], i: slice = i) -> list[Tensor]:
-                gradients = logsumexp_grad_formula(
-                    row_ids=None if row_ids is None else row_ids[i],
-                    column_ids=column_ids,
-                    offset=None if ctx.offset is None else ctx.offset + i.start,
-                    **tensors,
-                )
-                return [gradient for gradient, c in zip(gradients, asked, strict=True) if c is not None]
+        def formula(i: slice, **tensors: Tensor) -> tuple[Tensor, ...]:
+            return logsumexp_grad_formula(
+                row_ids=None if row_ids is None else row_ids[i],
+                column_ids=column_ids,
+                offset=None if ctx.offset is None else ctx.offset + i.start,
+                **tensors,
+            )
 
-            vjp = torch.func.vjp(formula, shared | {name: t[i] for name, t in by_row.items()})[1]
-            first = None if asked[0] is None else asked[0][i]
-            (second,) = vjp([c for c in (first, *asked[1:]) if c is not None])
-            sums = {name: t + second[name] for name, t in sums.items()}
-            for name, parts in pieces.items():
-                parts.append(second[name])
-        result = sums | {name: torch.cat(parts) for name, parts in pieces.items()}
+        result = vjp_by_rows(
+            formula,
+            row_tiles(len(x), len(y), x.dtype),
+            {name: t for name, t in by_row.items() if t is not None},
+            {name: t for name, t in shared.items() if t is not None},
+            asked,
+        )
         return tuple(result.get(name) for name in _GRAD_ARGUMENTS)
 
 

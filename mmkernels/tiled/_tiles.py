@@ -75,6 +75,6 @@ def scratch(like: Tensor, count: int, size: int, dtype: torch.dtype) -> Tensor:
     return block[:nbytes].view(dtype).view(count, size)
 
 
-def tile(buffers: Tensor, n: int, m: int) -> tuple[Tensor, ...]:
-    """Return each buffer's first n x m elements as a matrix."""
-    return buffers.as_strided((len(buffers), n, m), (buffers.stride(0), m, 1)).unbind()
+def tile(buffers: Tensor, *shape: int) -> tuple[Tensor, ...]:
+    """Return each buffer's first elements in that shape."""
+    return buffers[:, : math.prod(shape)].view(-1, *shape).unbind()

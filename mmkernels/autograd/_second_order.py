@@ -1,0 +1,44 @@
+"""Second derivatives of a reduction from the plain formula of its gradient, some rows at a time: O(N) memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def vjp_by_rows(
+    formula: Callable[..., Sequence[Tensor]],
+    tiles: Iterable[slice],
+    by_row: dict[str, Tensor],
+    shared: dict[str, Tensor],
+    cotangents: Sequence[Tensor | None],
+    dim: int = 0,
+) -> dict[str, Tensor]:
+    """Pull cotangents of a gradient formula back to its tensors.
+
+    Args:
+        formula: formula(rows, **tensors) returns the results for those rows: the first belongs to them, the others are
+            summed over all rows.
+        tiles: the slices of rows.
+        by_row: tensors of which the formula gets those rows.
+        shared: tensors of which it gets everything.
+        cotangents: one a result, None for those that nobody asked about.
+        dim: where by_row and the first result have the rows.
+    """
+    before = (slice(None),) * dim
+    sums = {name: torch.zeros_like(t) for name, t in shared.items()}
+    pieces = {name: [t[(*before, slice(0))]] for name, t in by_row.items()}
+    for i in tiles:
+
+        def asked(tensors: dict[str, Tensor], i: slice = i) -> list[Tensor]:
+            return [result for result, c in zip(formula(i, **tensors), cotangents, strict=True) if c is not None]
+
+        vjp = torch.func.vjp(asked, shared | {name: t[(*before, i)] for name, t in by_row.items()})[1]
+        first = None if cotangents[0] is None else cotangents[0][(*before, i)]
+        (second,) = vjp([c for c in (first, *cotangents[1:]) if c is not None])
+        sums = {name: t + second[name] for name, t in sums.items()}
+        for name, parts in pieces.items():
+            parts.append(second[name])
+    return sums | {name: torch.cat(parts, dim) for name, parts in pieces.items()}

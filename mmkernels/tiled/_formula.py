@@ -1,0 +1,63 @@
+"""The gradients of a weighted sum of kernel values, out of place: what autograd differentiates for second order."""
+
+import torch
+from torch import Tensor
+
+from mmkernels.tiled._pair import DOTS, L1, formula, slope_formula
+from mmkernels.tiled._tiles import compute_dtype, memory_budget, slices
+
+
+def row_tiles(kernel: str, x: Tensor, y: Tensor) -> list[slice]:
+    """Rows of x that keep the formula within the memory budget: about ten B x n x M matrices, D of them for signs."""
+    alive = 10 * max(1, x.shape[0] * y.shape[1]) * compute_dtype(x.dtype).itemsize * (x.shape[2] if kernel == L1 else 1)
+    return list(slices(x.shape[1], max(1, memory_budget() // alive)))
+
+
+def argument(kernel: str, x: Tensor, y: Tensor, centre: Tensor | None) -> Tensor:
+    """The dot products or distances (B, N, M), in the compute dtype."""
+    x, y = _wide(x, centre), _wide(y, centre)
+    if kernel == L1:
+        return (x[:, :, None] - y[:, None]).abs().sum(-1)
+    dots = x @ y.mT
+    if kernel in DOTS:
+        return dots
+    norms = x.square().sum(2, keepdim=True) + y.square().sum(2)[:, None]
+    a = norms - 2 * dots
+    # What counts as 0 keeps its derivatives: those of a squared distance are not 0.
+    near = a <= 4 * torch.finfo(a.dtype).eps * norms
+    return a + (a.masked_fill(near, 0) - a).detach()
+
+
+def gradient_formula(
+    kernel: str,
+    degree: int,
+    x: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    coef: Tensor,
+    a: Tensor,
+    p: Tensor,
+    centre: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, y, gamma and coef, where p (B, N, M) is that of K."""
+    x, y = _wide(x, centre), _wide(y, centre)
+    w = p * slope_formula(kernel, degree, a, gamma, coef)
+    if kernel in DOTS:
+        dx, dy = w @ y, w.mT @ x
+    elif kernel == L1:
+        signs = (x[:, :, None] - y[:, None]).detach().sign()
+        dx, dy = (w[..., None] * signs).sum(2), -(w[..., None] * signs).sum(1)
+    else:
+        dx = 2 * (w.sum(2, keepdim=True) * x - w @ y)
+        dy = 2 * (w.sum(1)[..., None] * y - w.mT @ x)
+
+    def values(gamma: Tensor, coef: Tensor) -> Tensor:
+        return formula(kernel, degree, a, gamma, coef)
+
+    dgamma, dcoef = torch.func.vjp(values, gamma, coef)[1](p)
+    return dx, dy, dgamma, dcoef
+
+
+def _wide(x: Tensor, centre: Tensor | None) -> Tensor:
+    x = x.to(compute_dtype(x.dtype))
+    return x if centre is None else x - centre
