@@ -117,7 +117,7 @@ def number_or_scalar(name: str, value: object, like: Tensor, low: float = -math.
 
 
 def per_feature(name: str, value: object, like: Tensor) -> Tensor | float:
-    """Return value if it is a positive number, or a floating tensor that divides like (..., N, D) feature by feature."""
+    """Return value if it is a positive number, or a floating tensor that divides like (..., N, D)."""
     if not isinstance(value, Tensor):
         return number(name, value, 0)
     D = like.shape[-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -48,8 +50,8 @@ def laplacian(x: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
 
 def matern(x: Tensor, y: Tensor, length_scale: Tensor, nu: float) -> Tensor:
     """Matérn's kernel of smoothness nu = 1/2, 3/2 or 5/2."""
-    r = distances(x / length_scale, y / length_scale) * (2 * nu) ** 0.5
-    polynomials = {0.5: 1, 1.5: 1 + r, 2.5: 1 + r + r**2 / 3}
+    r = distances(x / length_scale, y / length_scale) * math.sqrt(2 * nu)
+    polynomials = {0.5: torch.ones_like(r), 1.5: 1 + r, 2.5: 1 + r + r**2 / 3}
     return polynomials[nu] * torch.exp(-r)
 
 

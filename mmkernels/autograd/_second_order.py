@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def vjp_by_rows(
-    formula: Callable[..., Sequence[Tensor]],
+    formula: Callable[..., Sequence[Tensor | None]],
     tiles: Iterable[slice],
     by_row: dict[str, Tensor],
     shared: dict[str, Tensor],
@@ -27,16 +27,19 @@ def vjp_by_rows(
         cotangents: one a result, None for those that nobody asked about.
         dim: where by_row and the first result have the rows.
     """
-    before = (slice(None),) * dim
+
+    def rows(t: Tensor, i: slice) -> Tensor:
+        return t[(slice(None),) * dim + (i,)]
+
     sums = {name: torch.zeros_like(t) for name, t in shared.items()}
-    pieces = {name: [t[(*before, slice(0))]] for name, t in by_row.items()}
+    pieces = {name: [rows(t, slice(0))] for name, t in by_row.items()}
     for i in tiles:
 
-        def asked(tensors: dict[str, Tensor], i: slice = i) -> list[Tensor]:
+        def asked(tensors: dict[str, Tensor], i: slice = i) -> list[Tensor | None]:
             return [result for result, c in zip(formula(i, **tensors), cotangents, strict=True) if c is not None]
 
-        vjp = torch.func.vjp(asked, shared | {name: t[(*before, i)] for name, t in by_row.items()})[1]
-        first = None if cotangents[0] is None else cotangents[0][(*before, i)]
+        vjp = torch.func.vjp(asked, shared | {name: rows(t, i) for name, t in by_row.items()})[1]
+        first = None if cotangents[0] is None else rows(cotangents[0], i)
         (second,) = vjp([c for c in (first, *cotangents[1:]) if c is not None])
         sums = {name: t + second[name] for name, t in sums.items()}
         for name, parts in pieces.items():

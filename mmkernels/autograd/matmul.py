@@ -1,7 +1,12 @@
-"""Gradients of K @ v, first order by the weight-tile sweep, second order by its formula. Saved are the inputs only."""
+"""Gradients of K @ v and of K, first order by the weight-tile sweep, second order by its formula.
+
+Two reductions, `matmul` and `gram`, share one Function: the gradient of K is g v' where K is multiplied by v, and given
+where K itself was asked for. Saved are the inputs only.
+"""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -9,33 +14,36 @@ from torch import Tensor
 
 from mmkernels import _dispatch  # noqa: F401  (defines the operators)
 from mmkernels.autograd._second_order import vjp_by_rows
-from mmkernels.tiled._formula import row_tiles
+from mmkernels.tiled._formula import grad_formula, row_tiles
 from mmkernels.tiled._sweep import shift
-from mmkernels.tiled.matmul import matmul_grad_formula
 
 
 class MatMul(torch.autograd.Function):
-    """K(x, y) @ v for x (B, N, D), y (B, M, D) or None for x itself, v (B, M, E), gamma (B, Q), coef (B,)."""
+    """K(x, y) @ v, or K(x, y) where v is None."""
 
     @staticmethod
     def forward(
-        x: Tensor, y: Tensor | None, v: Tensor, gamma: Tensor, coef: Tensor, kernel: str, degree: int
+        x: Tensor, y: Tensor | None, v: Tensor | None, gamma: Tensor, coef: Tensor, kernel: str, degree: int
     ) -> Tensor:
-        out: Tensor = torch.ops.mmkernels.matmul_fwd(x, y, v, gamma, coef, kernel, degree)
+        ops = torch.ops.mmkernels
+        pairs = (gamma, coef, kernel, degree)
+        out: Tensor = ops.gram_fwd(x, y, *pairs) if v is None else ops.matmul_fwd(x, y, v, *pairs)
         return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, y, v, gamma, coef, ctx.kernel, ctx.degree = inputs
-        ctx.save_for_backward(x, y, v, gamma, coef)
+        *tensors, ctx.kernel, ctx.degree = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        x, y, v, gamma, coef = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:5]
         # Without grad mode nothing is recorded, and the Function is a detour. (torch.func.grad runs this with it on.)
         gradients = (MatMulGrad.apply if torch.is_grad_enabled() else MatMulGrad.forward)(
-            *ctx.saved_tensors, grad, ctx.kernel, ctx.degree, ctx.needs_input_grad[:5]
+            x, y, v, gamma, coef, grad, ctx.kernel, ctx.degree, needs
         )
-        return *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False)), None, None
+        return *(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None
 
 
 class MatMulGrad(torch.autograd.Function):
@@ -45,7 +53,7 @@ class MatMulGrad(torch.autograd.Function):
     def forward(
         x: Tensor,
         y: Tensor | None,
-        v: Tensor,
+        v: Tensor | None,
         gamma: Tensor,
         coef: Tensor,
         grad: Tensor,
@@ -53,7 +61,13 @@ class MatMulGrad(torch.autograd.Function):
         degree: int,
         needs: tuple[bool, ...],
     ) -> Any:
-        return torch.ops.mmkernels.matmul_bwd(x, y, v, gamma, coef, kernel, degree, grad.contiguous(), list(needs))
+        ops = torch.ops.mmkernels
+        pairs = (gamma, coef, kernel, degree, grad.contiguous())
+        if v is not None:
+            return ops.matmul_bwd(x, y, v, *pairs, list(needs))
+        need_x, need_y, _, *parameters = needs
+        dx, dy, dgamma, dcoef = ops.gram_bwd(x, y, *pairs, [need_x, need_y, *parameters])
+        return dx, dy, None, dgamma, dcoef
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -70,28 +84,36 @@ class MatMulGrad(torch.autograd.Function):
         ]
         if all(c is None for c in asked):
             return (None,) * 9
+        other = x if y is None else y
         if y is None:  # x in both roles: what is asked of the one is asked of the other
             asked[1] = asked[0]
 
-        def formula(i: slice, **tensors: Tensor) -> tuple[Tensor, ...]:
-            return matmul_grad_formula(kernel=kernel, degree=degree, centre=centre, **tensors)
+        def formula(i: slice, **tensors: Tensor) -> tuple[Tensor | None, ...]:
+            return grad_formula(kernel=kernel, degree=degree, centre=centre, **tensors)
 
-        other = x if y is None else y
         result = vjp_by_rows(
             formula,
             row_tiles(kernel, x, other),
             {"x": x, "grad": grad},
-            {"y": other, "v": v, "gamma": gamma, "coef": coef},
+            {"y": other, "gamma": gamma, "coef": coef} | ({} if v is None else {"v": v}),
             asked,
             dim=1,
         )
         if y is None:
-            result["x"], result["y"] = result["x"] + result["y"], None
-        return *(result[name] for name in ("x", "y", "v", "gamma", "coef", "grad")), None, None, None
+            result["x"] += result.pop("y")
+        return *(result.get(name) for name in ("x", "y", "v", "gamma", "coef", "grad")), None, None, None
 
 
-def matmul(x: Tensor, y: Tensor | None, v: Tensor, gamma: Tensor, coef: Tensor, kernel: str, degree: int) -> Tensor:
-    """K(x, y) @ v of checked arguments."""
-    v = v.view_as(v)  # torch.compile admits no tensor twice among a Function's arguments
-    out: Tensor = MatMul.apply(x, None if y is None else y.view_as(y), v, gamma, coef, kernel, degree)  # type: ignore[no-untyped-call]
+# Function.apply asks for forward's signature at every call, which takes 60 µs to work out and nothing to look up.
+MatMul.forward.__signature__ = inspect.signature(MatMul.forward)  # type: ignore[attr-defined]
+MatMulGrad.forward.__signature__ = inspect.signature(MatMulGrad.forward)  # type: ignore[attr-defined]
+
+
+def matmul(
+    x: Tensor, y: Tensor | None, v: Tensor | None, gamma: Tensor, coef: Tensor, kernel: str, degree: int
+) -> Tensor:
+    """K(x, y) @ v, or K(x, y) where v is None, of checked arguments in the operators' layout (`tiled/matmul.py`)."""
+    # torch.compile admits no tensor twice among a Function's arguments
+    y, v = (None if t is None else t.view_as(t) for t in (y, v))
+    out: Tensor = MatMul.apply(x, y, v, gamma, coef, kernel, degree)  # type: ignore[no-untyped-call]
     return out

@@ -24,7 +24,7 @@ def median_distance(x: Tensor, y: Tensor | None, p: int) -> Tensor:
     if y is None:
         rows = x
     else:
-        batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])  # type: ignore[no-untyped-call]
         rows = torch.cat([t.expand(*batch, *t.shape[-2:]) for t in (x, y)], -2)
     count = rows.shape[-2]
     if count < 2:

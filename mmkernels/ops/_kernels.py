@@ -62,10 +62,15 @@ def check_pairs(x: object, y: object) -> tuple[Tensor, Tensor | None]:
 def broadcast(name: str, batch: torch.Size, value: Tensor, own: int) -> torch.Size:
     """Return batch broadcast with value's leading dimensions, all but its own last ones."""
     try:
-        return torch.broadcast_shapes(batch, value.shape[: max(0, value.ndim - own)])
+        return together(batch, value.shape[: max(0, value.ndim - own)])
     except RuntimeError:
         message = f"{name} must have leading dimensions that broadcast with {tuple(batch)}, got shape {_shape(value)}"
         raise ValueError(message) from None
+
+
+def together(*shapes: Sequence[int]) -> torch.Size:
+    """The shape that all of them broadcast to."""
+    return torch.Size(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
 
 
 def check_kernel(kernel: str, parameters: dict[str, Any]) -> None:
@@ -77,9 +82,7 @@ def check_kernel(kernel: str, parameters: dict[str, Any]) -> None:
             raise TypeError(f"the {kernel} kernel has no parameter {name!r}; it has {has}")
 
 
-def pairs(
-    x: Tensor, y: Tensor | None, kernel: str, parameters: dict[str, Any], v_batch: Sequence[int] = ()
-) -> Pairs:
+def pairs(x: Tensor, y: Tensor | None, kernel: str, parameters: dict[str, Any], v_batch: Sequence[int] = ()) -> Pairs:
     """Work out the parameters of a kernel other than linear and cosine, and flatten the batch dimensions.
 
     Those of v count only if K itself is batched: otherwise one K serves all of them.
@@ -114,7 +117,7 @@ def pairs(
         if isinstance(scale, Tensor) and scale.ndim and scale.shape[-1] == D:
             x, y = _scaled(x, y, scale)
             broadcast("length_scale", batch, scale, 2)
-            batch = torch.broadcast_shapes(batch, x.shape[:-2])
+            batch = together(batch, x.shape[:-2])
             gamma: Parameter = half
         else:
             gamma = half / (scale.to(dtype) if isinstance(scale, Tensor) else scale) ** 2
@@ -122,13 +125,14 @@ def pairs(
         gamma = 1.0
     else:
         gamma = _gamma(parameters.get("gamma"), x, y, kernel)
-    mixture = isinstance(gamma, Tensor) and gamma.ndim == 1
     for label, parameter in (("gamma", gamma), (PARAMETERS[kernel][-1] if PARAMETERS[kernel] else "", coef)):
         if isinstance(parameter, Tensor) and parameter.ndim > 1:
             batch = broadcast(label, batch, parameter, 2)
-    batch = torch.broadcast_shapes(batch, v_batch) if batch else batch
-    size = batch.numel()
-    columns = gamma.to(dtype).expand(size, -1) if mixture else _per_entry(gamma, batch, x, dtype)[:, None]
+    batch = together(batch, v_batch) if batch else batch
+    if isinstance(gamma, Tensor) and gamma.ndim == 1:  # a mixture
+        columns = gamma.to(dtype).expand(batch.numel(), -1)
+    else:
+        columns = _per_entry(gamma, batch, x, dtype)[:, None]
     return Pairs(
         flat(x, batch),
         None if y is None else flat(y, batch),
@@ -173,7 +177,7 @@ def _gamma(gamma: Gamma, x: Tensor, y: Tensor | None, kernel: str) -> Parameter:
         if kernel == "laplacian":
             return 1 / median_distance(x, y, p=1)
         return 0.5 / median_distance(x, y, p=2) ** 2
-    if kernel == "rbf" and (isinstance(gamma, Tensor) and gamma.ndim == 1 or isinstance(gamma, Sequence)):
+    if kernel == "rbf" and ((isinstance(gamma, Tensor) and gamma.ndim == 1) or isinstance(gamma, Sequence)):
         if len(gamma) == 0:
             raise ValueError("gamma must hold at least one bandwidth, got none")
         if isinstance(gamma, Tensor):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mmkernels import _check
 from mmkernels._dispatch import no_autocast
-from mmkernels.autograd.gram import gram
 from mmkernels.autograd.matmul import matmul
 from mmkernels.ops._autocast import autocast
 from mmkernels.ops._kernels import Gamma, Parameter, broadcast, check_kernel, check_pairs, cosine_rows, flat, pairs
@@ -29,9 +28,11 @@ def kernel_matrix(x: Tensor, y: Tensor | None = None, kernel: str = "rbf", **par
     | `sigmoid` | :math:`\tanh(\gamma\langle x, y\rangle + c)` | gamma = 1/D, coef0 = 1 |
     | `rbf` | :math:`\exp(-\gamma\lVert x - y\rVert^2)` | gamma = 1/D, or length_scale |
     | `laplacian` | :math:`\exp(-\gamma\lVert x - y\rVert_1)` | gamma = 1/D |
-    | `matern` | :math:`e^{-r}`, :math:`(1 + r)\,e^{-r}` or :math:`(1 + r + r^2/3)\,e^{-r}`, with :math:`r = \sqrt{2\nu}\,\lVert x - y\rVert / \ell` | length_scale = 1, nu = 1.5 (0.5, 1.5, 2.5) |
-    | `rational_quadratic` | :math:`(1 + \lVert x - y\rVert^2 / (2\alpha\ell^2))^{-\alpha}` | length_scale = 1, alpha = 1 |
+    | `matern` | :math:`e^{-r}`, :math:`(1 + r)e^{-r}`, :math:`(1 + r + r^2/3)e^{-r}` | length_scale = 1, nu = 1.5 |
+    | `rational_quadratic` | :math:`(1 + d^2 / (2\alpha))^{-\alpha}` | length_scale = 1, alpha = 1 |
     | `energy` | :math:`-\lVert x - y\rVert` | |
+
+    with :math:`d = \lVert x - y\rVert / \ell` and :math:`r = \sqrt{2\nu}\,d` for nu = 1/2, 3/2 and 5/2.
 
     Differentiable, twice too, in x, y and every parameter but degree and nu. Equal rows have distance exactly 0, and
     kernels with a kink there (Matérn 1/2, Laplacian, energy) gradient 0. For one product with K, or for rows too many
@@ -76,7 +77,7 @@ def kernel_matrix(x: Tensor, y: Tensor | None = None, kernel: str = "rbf", **par
             return left @ right.mT
     p = pairs(x, y, kernel, parameters)
     with no_autocast(x):
-        K = gram(p.x, p.y, p.gamma, p.coef, p.kernel, p.degree)
+        K = matmul(p.x, p.y, None, p.gamma, p.coef, p.kernel, p.degree)
     return K.reshape(*p.batch, *K.shape[1:])
 
 
@@ -255,9 +256,7 @@ def laplacian_kernel(x: Tensor, y: Tensor | None = None, gamma: Gamma = None) ->
     return kernel_matrix(x, y, "laplacian", gamma=gamma)
 
 
-def matern_kernel(
-    x: Tensor, y: Tensor | None = None, length_scale: Parameter | str = 1.0, nu: float = 1.5
-) -> Tensor:
+def matern_kernel(x: Tensor, y: Tensor | None = None, length_scale: Parameter | str = 1.0, nu: float = 1.5) -> Tensor:
     """Matérn's kernel of smoothness nu, 0.5, 1.5 or 2.5: `kernel_matrix(x, y, "matern", ...)`; result (..., N, M)."""
     return kernel_matrix(x, y, "matern", length_scale=length_scale, nu=nu)
 

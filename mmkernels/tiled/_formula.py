@@ -13,11 +13,45 @@ def row_tiles(kernel: str, x: Tensor, y: Tensor) -> list[slice]:
     return list(slices(x.shape[1], max(1, memory_budget() // alive)))
 
 
-def argument(kernel: str, x: Tensor, y: Tensor, centre: Tensor | None) -> Tensor:
-    """The dot products or distances (B, N, M), in the compute dtype."""
+def grad_formula(
+    *,
+    x: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    coef: Tensor,
+    grad: Tensor,
+    kernel: str,
+    degree: int,
+    centre: Tensor | None,
+    v: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """`matmul_bwd` of some rows, or `gram_bwd` where v is None, written so that autograd can differentiate it."""
     x, y = _wide(x, centre), _wide(y, centre)
-    if kernel == L1:
-        return (x[:, :, None] - y[:, None]).abs().sum(-1)
+    signs = (x[:, :, None] - y[:, None]).detach().sign() if kernel == L1 else None
+    a = _argument(kernel, x, y, signs)
+    p = grad if v is None else grad @ v.to(grad.dtype).mT
+    w = p * slope_formula(kernel, degree, a, gamma, coef)
+    if signs is not None:
+        weighted = w[..., None] * signs
+        dx, dy = weighted.sum(2), -weighted.sum(1)
+    elif kernel in DOTS:
+        dx, dy = w @ y, w.mT @ x
+    else:
+        dx = 2 * (w.sum(2, keepdim=True) * x - w @ y)
+        dy = 2 * (w.sum(1)[..., None] * y - w.mT @ x)
+
+    def values(gamma: Tensor, coef: Tensor) -> Tensor:
+        return formula(kernel, degree, a, gamma, coef)
+
+    k, vjp = torch.func.vjp(values, gamma, coef)[:2]
+    dgamma, dcoef = vjp(p)
+    return dx, dy, None if v is None else k.mT @ grad, dgamma, dcoef
+
+
+def _argument(kernel: str, x: Tensor, y: Tensor, signs: Tensor | None) -> Tensor:
+    """The dot products or distances (B, N, M)."""
+    if signs is not None:
+        return (signs * (x[:, :, None] - y[:, None])).sum(-1)
     dots = x @ y.mT
     if kernel in DOTS:
         return dots
@@ -26,36 +60,6 @@ def argument(kernel: str, x: Tensor, y: Tensor, centre: Tensor | None) -> Tensor
     # What counts as 0 keeps its derivatives: those of a squared distance are not 0.
     near = a <= 4 * torch.finfo(a.dtype).eps * norms
     return a + (a.masked_fill(near, 0) - a).detach()
-
-
-def gradient_formula(
-    kernel: str,
-    degree: int,
-    x: Tensor,
-    y: Tensor,
-    gamma: Tensor,
-    coef: Tensor,
-    a: Tensor,
-    p: Tensor,
-    centre: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, y, gamma and coef, where p (B, N, M) is that of K."""
-    x, y = _wide(x, centre), _wide(y, centre)
-    w = p * slope_formula(kernel, degree, a, gamma, coef)
-    if kernel in DOTS:
-        dx, dy = w @ y, w.mT @ x
-    elif kernel == L1:
-        signs = (x[:, :, None] - y[:, None]).detach().sign()
-        dx, dy = (w[..., None] * signs).sum(2), -(w[..., None] * signs).sum(1)
-    else:
-        dx = 2 * (w.sum(2, keepdim=True) * x - w @ y)
-        dy = 2 * (w.sum(1)[..., None] * y - w.mT @ x)
-
-    def values(gamma: Tensor, coef: Tensor) -> Tensor:
-        return formula(kernel, degree, a, gamma, coef)
-
-    dgamma, dcoef = torch.func.vjp(values, gamma, coef)[1](p)
-    return dx, dy, dgamma, dcoef
 
 
 def _wide(x: Tensor, centre: Tensor | None) -> Tensor:

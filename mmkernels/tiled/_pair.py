@@ -79,9 +79,7 @@ def slope_factor(kernel: str, degree: int, gamma: Tensor) -> Tensor:
     return over_pairs(gamma) * factors.get(kernel, -1.0)
 
 
-def slopes(
-    kernel: str, degree: int, gamma: Tensor, u: Tensor, k: Tensor, out: Tensor, spare: Tensor
-) -> Tensor:
+def slopes(kernel: str, degree: int, gamma: Tensor, u: Tensor, k: Tensor, out: Tensor, spare: Tensor) -> Tensor:
     """Return dk/da / slope_factor, written into out or k itself; 0 at a = 0 where the kernel has a kink there."""
     if gamma.shape[1] != 1:
         torch.mul(u, gamma[:, 0, None, None], out=out).exp_().mul_(gamma[:, 0, None, None])
@@ -128,8 +126,8 @@ def formula(kernel: str, degree: int, a: Tensor, gamma: Tensor, coef: Tensor) ->
     r = _root(g * a * {"matern32": 3, "matern52": 5}.get(kernel, 1))
     if kernel == "energy":
         return -r
-    powers = {"matern12": 1, "matern32": 1 + r, "matern52": 1 + r + r * r / 3}[kernel]
-    return powers * torch.exp(-r)
+    decay = torch.exp(-r)
+    return {"matern12": decay, "matern32": (1 + r) * decay, "matern52": (1 + r + r * r / 3) * decay}[kernel]
 
 
 def slope_formula(kernel: str, degree: int, a: Tensor, gamma: Tensor, coef: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from mmkernels.tiled._formula import argument, gradient_formula
 from mmkernels.tiled._pair import values
 from mmkernels.tiled._sweep import Step, gradients, steps
 from mmkernels.tiled._tiles import compute_dtype
@@ -39,19 +38,3 @@ def gram_bwd(
         return torch.add(grad[b, i, j], grad[b, j, i].mT, out=out) if y is None else grad[b, i, j]
 
     return gradients(x, y, gamma, coef, kernel, degree, upstream, needs)
-
-
-def gram_grad_formula(
-    *,
-    x: Tensor,
-    y: Tensor,
-    gamma: Tensor,
-    coef: Tensor,
-    grad: Tensor,
-    kernel: str,
-    degree: int,
-    centre: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`gram_bwd` of some rows, written out of place so that autograd can differentiate it."""
-    a = argument(kernel, x, y, centre)
-    return gradient_formula(kernel, degree, x, y, gamma, coef, a, grad, centre)

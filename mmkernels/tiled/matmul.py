@@ -7,8 +7,7 @@ gamma (B, Q), coef (B,); kernels and their parameters are listed in `_pair.py`.
 import torch
 from torch import Tensor
 
-from mmkernels.tiled._formula import argument, gradient_formula
-from mmkernels.tiled._pair import formula, values
+from mmkernels.tiled._pair import values
 from mmkernels.tiled._sweep import Step, gradients, steps
 from mmkernels.tiled._tiles import compute_dtype
 
@@ -62,22 +61,3 @@ def matmul_bwd(
         (left, right) if v.shape[2] == 1 else None, visit if need_v else None,
     )  # fmt: skip
     return dx, dy, dv.mT.to(v.dtype).contiguous() if need_v else v.new_empty(0), dgamma, dcoef
-
-
-def matmul_grad_formula(
-    *,
-    x: Tensor,
-    y: Tensor,
-    v: Tensor,
-    gamma: Tensor,
-    coef: Tensor,
-    grad: Tensor,
-    kernel: str,
-    degree: int,
-    centre: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`matmul_bwd` of some rows, written out of place so that autograd can differentiate it."""
-    a = argument(kernel, x, y, centre)
-    v = v.to(a.dtype)
-    dx, dy, dgamma, dcoef = gradient_formula(kernel, degree, x, y, gamma, coef, a, grad @ v.mT, centre)
-    return dx, dy, formula(kernel, degree, a, gamma, coef).mT @ grad, dgamma, dcoef
