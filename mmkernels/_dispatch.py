@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmkernels.tiled._tiles import compute_dtype
+from mmkernels.tiled._tiles import compute_dtype as compute_dtype  # for ops, which see no tiles
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton asks once too, when it is imported
 

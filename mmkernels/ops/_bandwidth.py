@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmkernels.tiled._tiles import compute_dtype
+from mmkernels._dispatch import compute_dtype
 
 _SAMPLE = 1000  # rows; their half a million distances give the median to about a percent
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mmkernels import _check
+from mmkernels._dispatch import compute_dtype
 from mmkernels.ops._autocast import autocast
 from mmkernels.ops._bandwidth import median_distance, scale_gamma
-from mmkernels.tiled._tiles import compute_dtype
 
 Parameter = Tensor | float
 Gamma = Tensor | float | str | Sequence[float] | None

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from mmkernels import _check
-from mmkernels._dispatch import no_autocast
+from mmkernels._dispatch import compute_dtype, no_autocast
 from mmkernels.autograd.matmul import matmul
 from mmkernels.ops._autocast import autocast
 from mmkernels.ops._kernels import Gamma, Parameter, broadcast, check_kernel, check_pairs, cosine_rows, flat, pairs
-from mmkernels.tiled._tiles import compute_dtype
 
 
 def kernel_matrix(x: Tensor, y: Tensor | None = None, kernel: str = "rbf", **parameters: Any) -> Tensor:

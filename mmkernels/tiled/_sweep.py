@@ -63,9 +63,7 @@ def steps(kernel: str, x: Tensor, y: Tensor | None, gamma: Tensor, coef: Tensor,
                     torch.bmm(scaled, yj.mT, out=tiles[0])
                 else:
                     torch.bmm(scaled, torch.cat([yj, y_norms], 2).mT, out=tiles[0])
-                    if y is None and i == j:
-                        tiles[0].diagonal(dim1=1, dim2=2).zero_()
-                    _snap(tiles[0], x_norms, y_norms, c, kernel)
+                    _snap(tiles[0], x_norms, y_norms, c, kernel, y is None and i == j)
                 yield Step(b, i, j, xi, yj, tiles, y is None and i != j)
 
 
@@ -80,14 +78,22 @@ def _operand(x: Tensor, centre: Tensor | None, dtype: torch.dtype) -> tuple[Tens
     return operand, rows.square().sum(2, keepdim=True)
 
 
-def _snap(u: Tensor, x_norms: Tensor, y_norms: Tensor, c: Tensor, kernel: str) -> None:
-    """Set to 0 the distances that rounding cannot tell from it, so that equal rows have distance 0."""
+def _snap(u: Tensor, x_norms: Tensor, y_norms: Tensor, c: Tensor, kernel: str, itself: bool) -> None:
+    """Set to 0 the distances that rounding cannot tell from it, so that equal rows have distance 0.
+
+    itself: the tile's rows and columns are the same, and its diagonal is 0.
+    """
+    sign = -1 if kernel == "rbf" else 1
     tolerance = 4 * torch.finfo(u.dtype).eps
-    if u.device.type == "cpu":  # elsewhere the host would wait for the answer
-        nearest = -u.amax() if kernel == "rbf" else u.amin()
-        if nearest > tolerance * c.abs().amax() * (x_norms.amax() + y_norms.amax()):
-            return
-    u.masked_fill_(u.abs() <= tolerance * c.abs() * (x_norms + y_norms.mT), 0)
+    diagonal = u.diagonal(dim1=1, dim2=2) if itself else u[..., 0, :0]
+    diagonal.fill_(sign * torch.inf)
+    near = True
+    if u.device.type == "cpu":  # asking saves several passes; elsewhere the host would wait for the answer
+        nearest = -u.amax() if sign < 0 else u.amin()
+        near = not nearest > tolerance * c.abs().amax() * (x_norms.amax() + y_norms.amax())
+    if near:
+        u.masked_fill_(u.abs() <= tolerance * c.abs() * (x_norms + y_norms.mT), 0)
+    diagonal.zero_()
 
 
 def gradients(
