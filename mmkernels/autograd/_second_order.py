@@ -31,8 +31,8 @@ def vjp_by_rows(
     def rows(t: Tensor, i: slice) -> Tensor:
         return t[(slice(None),) * dim + (i,)]
 
-    sums = {name: torch.zeros_like(t) for name, t in shared.items()}
-    pieces = {name: [rows(t, slice(0))] for name, t in by_row.items()}
+    # Written in place: small results that stay between large ones that go would keep the heap from shrinking.
+    total = {name: torch.zeros_like(t) for name, t in (shared | by_row).items()}
     for i in tiles:
 
         def asked(tensors: dict[str, Tensor], i: slice = i) -> list[Tensor | None]:
@@ -41,7 +41,6 @@ def vjp_by_rows(
         vjp = torch.func.vjp(asked, shared | {name: rows(t, i) for name, t in by_row.items()})[1]
         first = None if cotangents[0] is None else rows(cotangents[0], i)
         (second,) = vjp([c for c in (first, *cotangents[1:]) if c is not None])
-        sums = {name: t + second[name] for name, t in sums.items()}
-        for name, parts in pieces.items():
-            parts.append(second[name])
-    return sums | {name: torch.cat(parts, dim) for name, parts in pieces.items()}
+        for name, t in second.items():
+            (rows(total[name], i) if name in by_row else total[name]).add_(t)
+    return total

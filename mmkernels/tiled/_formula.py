@@ -8,8 +8,8 @@ from mmkernels.tiled._tiles import compute_dtype, memory_budget, slices
 
 
 def row_tiles(kernel: str, x: Tensor, y: Tensor) -> list[slice]:
-    """Rows of x that keep the formula within the memory budget: about ten B x n x M matrices, D of them for signs."""
-    alive = 10 * max(1, x.shape[0] * y.shape[1]) * compute_dtype(x.dtype).itemsize * (x.shape[2] if kernel == L1 else 1)
+    """Rows of x that keep the formula within the memory budget: about forty B x n x M matrices, D times that for signs."""
+    alive = 40 * max(1, x.shape[0] * y.shape[1]) * compute_dtype(x.dtype).itemsize * (x.shape[2] if kernel == L1 else 1)
     return list(slices(x.shape[1], max(1, memory_budget() // alive)))
 
 
