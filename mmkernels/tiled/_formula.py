@@ -8,7 +8,7 @@ from mmkernels.tiled._tiles import compute_dtype, memory_budget, slices
 
 
 def row_tiles(kernel: str, x: Tensor, y: Tensor) -> list[slice]:
-    """Rows of x that keep the formula within the memory budget: about forty B x n x M matrices, D times that for signs."""
+    """Rows of x that keep the formula, about forty B x n x M matrices (D times that for signs), within the budget."""
     alive = 40 * max(1, x.shape[0] * y.shape[1]) * compute_dtype(x.dtype).itemsize * (x.shape[2] if kernel == L1 else 1)
     return list(slices(x.shape[1], max(1, memory_budget() // alive)))
 
