@@ -76,6 +76,40 @@ _NARROW = {
 }
 
 
+# Kernel products: a tile of kernel values on its way into the second product, and that product's accumulator, share the
+# registers.
+_MATMUL = {
+    "sm_80": {"half": Tile(128, 64, 32, 8, 2), "single": Tile(64, 32, 32, 4, 2), "ieee": Tile(32, 32, 16, 4, 1)},
+    "sm_90": {"half": Tile(128, 64, 64, 8, 3), "single": Tile(64, 64, 32, 8, 2), "ieee": Tile(32, 32, 16, 4, 1)},
+    "sm_100": {"half": Tile(128, 64, 64, 8, 3), "single": Tile(64, 64, 32, 8, 2), "ieee": Tile(32, 32, 16, 4, 1)},
+    "gfx942": {"half": Tile(64, 64, 32, 4, 1), "single": Tile(64, 32, 32, 4, 1), "ieee": Tile(64, 32, 32, 4, 1)},
+    "interpreter": _SCORES["interpreter"],
+}
+_MATMUL_NARROW = {
+    "sm_80": {
+        "half": (Tile(64, 32, 64, 4, 2), Tile(64, 32, 128, 8, 2)),
+        "single": (Tile(32, 32, 64, 4, 2),),
+        "ieee": (Tile(32, 32, 64, 4, 1),),
+    },
+    "sm_90": {
+        "half": (Tile(128, 64, 64, 8, 2), Tile(64, 64, 128, 8, 2)),
+        "single": (Tile(64, 32, 64, 4, 2),),
+        "ieee": (Tile(32, 32, 64, 4, 1),),
+    },
+    "sm_100": {
+        "half": (Tile(64, 64, 64, 8, 2), Tile(64, 32, 128, 8, 2)),
+        "single": (Tile(64, 32, 64, 8, 2),),
+        "ieee": (Tile(32, 32, 64, 4, 1),),
+    },
+    "gfx942": {
+        "half": (Tile(64, 32, 64, 4, 1), Tile(64, 32, 128, 4, 1)),
+        "single": (Tile(64, 32, 64, 4, 1),),
+        "ieee": (Tile(64, 32, 64, 4, 1),),
+    },
+    "interpreter": _NARROW["interpreter"],
+}
+
+
 @lru_cache
 def chip(device: torch.device) -> str:
     """Return the key of the tables that serves the device: its own chip or the nearest one below.
@@ -123,17 +157,29 @@ def neighbors_tile(x: Tensor, precision: str) -> Tile:
 
 
 def _fit(tile: Tile, x: Tensor) -> Tile:
-    return tile._replace(BLOCK_D=min(tile.BLOCK_D, max(16, triton.next_power_of_2(x.shape[1]))))
+    return tile._replace(BLOCK_D=min(tile.BLOCK_D, max(16, triton.next_power_of_2(x.shape[-1]))))
 
 
-def narrow_tile(x: Tensor, precision: str, programs_of: int) -> Tile | None:
+def matmul_tile(x: Tensor, precision: str) -> Tile:
+    """The tile of kernels that make kernel values of the scores, and multiply by them."""
+    return _fit(_MATMUL[chip(x.device)][_kind(x, precision)], x)
+
+
+def matmul_narrow_tile(x: Tensor, precision: str, programs_of: int) -> Tile | None:
+    """`narrow_tile` of kernel products, whose weights take a second product."""
+    return narrow_tile(x, precision, programs_of, _MATMUL_NARROW)
+
+
+def narrow_tile(
+    x: Tensor, precision: str, programs_of: int, table: dict[str, dict[str, tuple[Tile, ...]]] = _NARROW
+) -> Tile | None:
     """The tile of the backward that keeps whole rows in registers, None where storing weight tiles is faster.
 
     That is where rows are too wide for registers, and where `programs_of` rows make too few programs to fill the chip.
     """
-    for tile in _NARROW[chip(x.device)][_kind(x, precision)]:
-        if x.shape[1] <= tile.BLOCK_D:
-            tile = tile._replace(BLOCK_D=max(32, triton.next_power_of_2(x.shape[1])))
+    for tile in table[chip(x.device)][_kind(x, precision)]:
+        if x.shape[-1] <= tile.BLOCK_D:
+            tile = tile._replace(BLOCK_D=max(32, triton.next_power_of_2(x.shape[-1])))
             return tile if programs_of >= tile.BLOCK_M * multiprocessors(x.device) else None
     return None
 
@@ -154,6 +200,16 @@ def spans(N: int, M: int, tile: Tile, device: torch.device) -> tuple[int, int]:
     return span, triton.cdiv(column_tiles, span)
 
 
+def split(programs: int, M: int, tile: Tile, device: torch.device) -> tuple[int, int]:
+    """How many column tiles each program takes, and how many programs that makes along the columns.
+
+    All of them where the other programs fill the device a few times over: what spans find has to be added.
+    """
+    column_tiles = triton.cdiv(M, tile.BLOCK_N)
+    span = triton.cdiv(column_tiles, triton.cdiv(4 * multiprocessors(device), programs))
+    return span, triton.cdiv(column_tiles, span)
+
+
 def slices(size: int, step: int) -> Iterator[slice]:
     """Cut range(size) into slices of length step, the last one shorter."""
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
@@ -161,6 +217,7 @@ def slices(size: int, step: int) -> Iterator[slice]:
 
 def aligned(x: Tensor) -> Tensor:
     """x, copied with zeros to a width of whole 32 or 64 bytes where its rows are not laid out for vector loads."""
-    if x.shape[1] % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0:
+    steps = (x.data_ptr(), *(stride * x.element_size() for stride in x.stride()[:-1]))
+    if x.shape[-1] % 16 == 0 and all(step % 16 == 0 for step in steps):
         return x
-    return pad(x, (0, -x.shape[1] % 16))
+    return pad(x, (0, -x.shape[-1] % 16))

@@ -145,6 +145,8 @@ def gradients(
             w.mul_(p)
             if need_gamma or need_coef:
                 sums.add_weights(b, share, u, w, spare)
+            if y is None and i == j and kernel not in DOTS:
+                w.diagonal(dim1=1, dim2=2).zero_()  # a row and itself add nothing, not even a rounding
         else:
             right, left = right * factors[1][b, j], left * factors[0][b, i]
         if need_x:
