@@ -11,7 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Case:
-    """One call of a reduction's launchers; all options means log-weights, ids and a positive per row."""
+    """One call of a reduction's launchers.
+
+    All options means log-weights, ids and a positive per row for logsumexp, a mixture of kernels for matmul and gram.
+    """
 
     reduction: str
     dtype: torch.dtype
@@ -22,6 +25,9 @@ class Case:
     aligned: bool = True
     N: int = 512
     M: int = 512
+    kernel: str = "rbf"
+    E: int = 32  # columns that a kernel matrix multiplies
+    symmetric: bool = False
 
 
 # What --predict predicts: the sizes that the benchmark takes on a GPU, and a width narrow enough to store no weights.
@@ -70,17 +76,51 @@ def _neighbors(case: Case) -> None:
         room.neighbors_topk(x, y, k, case.precision)
 
 
-REDUCTIONS: dict[str, Callable[[Case], None]] = {"logsumexp": _logsumexp, "neighbors": _neighbors}
+def _matmul(case: Case) -> None:
+    from mmkernels.kernels import matmul as room
+
+    x, y = _inputs(case)
+    v = torch.randn(1, case.M, case.E).to(case.dtype)
+    shared = (x[None], None if case.symmetric else y[None], v, *_kernel(case))
+    out = room.matmul_fwd(*shared, case.precision)
+    room.matmul_bwd(*shared, out, [True] * 5, case.precision)
+
+
+def _gram(case: Case) -> None:
+    from mmkernels.kernels import gram as room
+
+    x, y = _inputs(case)
+    shared = (x[None], None if case.symmetric else y[None], *_kernel(case))
+    K = room.gram_fwd(*shared, case.precision)
+    room.gram_bwd(*shared, K, [True] * 4, case.precision)
+
+
+def _kernel(case: Case) -> tuple[Tensor, Tensor, str, int]:
+    degree = 3 if case.kernel == "polynomial" else 1
+    return torch.ones(1, 2 if case.options else 1), torch.ones(1), case.kernel, degree
+
+
+REDUCTIONS: dict[str, Callable[[Case], None]] = {
+    "logsumexp": _logsumexp,
+    "neighbors": _neighbors,
+    "matmul": _matmul,
+    "gram": _gram,
+}
+_KERNELS = (
+    *("polynomial", "exponential", "sigmoid", "matern12", "matern32", "matern52", "rational_quadratic", "energy"),
+    "laplacian",
+)
 
 
 def cases(chip: str, quick: bool) -> Iterator[Case]:
     """The calls that together reach every kernel with every configuration of a chip; quick: every kernel."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     accurate, fast = ("bf16x6", "ieee") if chip.startswith("gfx") else ("tf32x3", "tf32")
-    for reduction in REDUCTIONS:
-        if quick:
-            yield from (Case(reduction, bf16, D) for D in (768, 128))
-            continue
+    if quick:
+        yield from (Case(reduction, bf16, D) for reduction in REDUCTIONS for D in (768, 128))
+        yield Case("matmul", bf16, 64, kernel="laplacian")
+        return
+    for reduction in ("logsumexp", "neighbors"):
         for D in (32, 64, 128, 256, 768):
             yield Case(reduction, bf16, D)
             yield Case(reduction, bf16, D, options=True)
@@ -94,3 +134,18 @@ def cases(chip: str, quick: bool) -> Iterator[Case]:
             yield Case(reduction, bf16, D, options=True, aligned=False)
             yield Case(reduction, fp32, D, accurate, aligned=False)
         yield Case(reduction, bf16, 64, N=3 * 8192)  # several waves of rows
+    for dtype, precision in ((bf16, "ieee"), (fp32, accurate)):
+        for D in (32, 64, 128, 768):
+            yield Case("matmul", dtype, D, precision)
+            yield Case("matmul", dtype, D, precision, E=1)
+        for kernel in _KERNELS:
+            yield Case("matmul", dtype, 64, precision, kernel=kernel)
+        yield Case("matmul", dtype, 64, precision, options=True, symmetric=True)
+        yield Case("matmul", dtype, 100, precision, E=100, aligned=False)
+        for D in (64, 768):
+            yield Case("gram", dtype, D, precision)
+        yield Case("gram", dtype, 64, precision, symmetric=True)
+    for D in (64, 768):
+        yield Case("matmul", fp16, D)
+        yield Case("matmul", fp32, D, fast)
+        yield Case("matmul", fp32, D, "ieee")

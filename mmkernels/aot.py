@@ -119,7 +119,9 @@ def _measure(chip: str, kernel: Any) -> dict[str, int]:
 def _flags(arguments: dict[str, Any]) -> str:
     on = [name for name, value in arguments.items() if name.isupper() and value is True]
     precision = arguments.get("INPUT_PRECISION", "ieee")
-    return " ".join(on + ([precision] if precision != "ieee" else []))
+    kernel = [arguments["KERNEL"]] if "KERNEL" in arguments else []
+    mixture = ["mixture"] if arguments.get("Q", 1) > 1 else []
+    return " ".join(kernel + mixture + on + ([precision] if precision != "ieee" else []))
 
 
 def _compile(chip: str, case: Case, kernels: Sequence[str] | None, quick: bool) -> list[dict[str, Any]]:
@@ -134,7 +136,8 @@ def _compile(chip: str, case: Case, kernels: Sequence[str] | None, quick: bool) 
             "D": case.D,
             "flags": _flags(arguments) + ("" if case.aligned else " unaligned"),
             "tile": "x".join(str(v) for k, v in arguments.items() if k.startswith("BLOCK_")),
-            "product": "BLOCK_N" in arguments,
+            # distances of features' absolute differences are no product
+            "product": "INPUT_PRECISION" in arguments and arguments.get("KERNEL") != "laplacian",
         }
         known = any(row.items() <= r.items() or (quick and r["kernel"] == name) for r in rows)
         if known or (kernels and not any(name.startswith(k) for k in kernels)):
@@ -221,7 +224,7 @@ def launches(case: Case) -> list[Launch]:
 
     def record(function: Any, arguments: dict[str, Any], compile_kernel: Callable[[], Any]) -> None:
         kernel = compile_kernel()
-        multiplies = "BLOCK_N" in arguments
+        multiplies = "INPUT_PRECISION" in arguments
         if kernel.hash not in counts:
             measured = _measure(CHIP, kernel)
             step, tile = work(_disassemble(kernel.asm["cubin"])) if multiplies else (NOTHING, NOTHING)

@@ -79,27 +79,27 @@ _NARROW = {
 # Kernel products: a tile of kernel values on its way into the second product, and that product's accumulator, share the
 # registers.
 _MATMUL = {
-    "sm_80": {"half": Tile(128, 64, 32, 8, 2), "single": Tile(64, 32, 32, 4, 2), "ieee": Tile(32, 32, 16, 4, 1)},
-    "sm_90": {"half": Tile(128, 64, 64, 8, 3), "single": Tile(64, 64, 32, 8, 2), "ieee": Tile(32, 32, 16, 4, 1)},
-    "sm_100": {"half": Tile(128, 64, 64, 8, 3), "single": Tile(64, 64, 32, 8, 2), "ieee": Tile(32, 32, 16, 4, 1)},
+    "sm_80": {"half": Tile(128, 32, 32, 8, 2), "single": Tile(64, 32, 32, 4, 2), "ieee": Tile(32, 32, 16, 4, 1)},
+    "sm_90": {"half": Tile(128, 64, 64, 8, 3), "single": Tile(64, 32, 32, 4, 2), "ieee": Tile(32, 32, 16, 4, 1)},
+    "sm_100": {"half": Tile(64, 64, 64, 4, 2), "single": Tile(64, 32, 32, 4, 2), "ieee": Tile(32, 32, 16, 4, 1)},
     "gfx942": {"half": Tile(64, 64, 32, 4, 1), "single": Tile(64, 32, 32, 4, 1), "ieee": Tile(64, 32, 32, 4, 1)},
     "interpreter": _SCORES["interpreter"],
 }
-_MATMUL_NARROW = {
+_MATMUL_NARROW: dict[str, dict[str, tuple[Tile, ...]]] = {
     "sm_80": {
-        "half": (Tile(64, 32, 64, 4, 2), Tile(64, 32, 128, 8, 2)),
-        "single": (Tile(32, 32, 64, 4, 2),),
-        "ieee": (Tile(32, 32, 64, 4, 1),),
+        "half": (Tile(64, 32, 64, 8, 2), Tile(64, 32, 128, 8, 2)),
+        "single": (Tile(32, 16, 64, 4, 2),),
+        "ieee": (),
     },
     "sm_90": {
-        "half": (Tile(128, 64, 64, 8, 2), Tile(64, 64, 128, 8, 2)),
-        "single": (Tile(64, 32, 64, 4, 2),),
-        "ieee": (Tile(32, 32, 64, 4, 1),),
+        "half": (Tile(128, 32, 64, 8, 2), Tile(64, 32, 128, 8, 2)),
+        "single": (Tile(64, 16, 64, 4, 2),),
+        "ieee": (),
     },
     "sm_100": {
-        "half": (Tile(64, 64, 64, 8, 2), Tile(64, 32, 128, 8, 2)),
-        "single": (Tile(64, 32, 64, 8, 2),),
-        "ieee": (Tile(32, 32, 64, 4, 1),),
+        "half": (Tile(64, 32, 64, 4, 2), Tile(64, 32, 128, 8, 2)),
+        "single": (Tile(32, 16, 64, 4, 2),),
+        "ieee": (),
     },
     "gfx942": {
         "half": (Tile(64, 32, 64, 4, 1), Tile(64, 32, 128, 4, 1)),
@@ -166,8 +166,8 @@ def matmul_tile(x: Tensor, precision: str) -> Tile:
 
 
 def matmul_narrow_tile(x: Tensor, precision: str, programs_of: int) -> Tile | None:
-    """`narrow_tile` of kernel products, whose weights take a second product."""
-    return narrow_tile(x, precision, programs_of, _MATMUL_NARROW)
+    """`narrow_tile` of kernel products; None for float16, which may not hold the weights."""
+    return None if x.dtype == torch.float16 else narrow_tile(x, precision, programs_of, _MATMUL_NARROW)
 
 
 def narrow_tile(

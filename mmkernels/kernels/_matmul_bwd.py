@@ -81,7 +81,6 @@ def matmul_bwd_kernel(
     SYMMETRIC: tl.constexpr,
     GIVEN: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-    UPCAST: tl.constexpr,  # multiply weights in float32: they overflow float16
     EVEN_D: tl.constexpr,
     EVEN_E: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
@@ -125,8 +124,6 @@ def matmul_bwd_kernel(
         if DISTANCE:
             w = tl.where(a > 0, w, 0.0)  # equal rows add nothing, not even a rounding
             weights += tl.sum(w, 1)
-        if UPCAST:
-            y = y.to(tl.float32)
         dx = tl.dot(w.to(y.dtype), y, dx, input_precision=PRODUCT_PRECISION)
     if DISTANCE:
         dx = 2.0 * (x.to(tl.float32) * weights[:, None] - dx)

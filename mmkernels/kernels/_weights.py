@@ -72,7 +72,7 @@ class _Factors(NamedTuple):
     def arguments(self) -> dict[str, Any]:
         """What every kernel that forms the gradient of K is launched with."""
         E = 0 if self.right is None else self.right.shape[-1]
-        block_e = 16 if E <= 16 else 32
+        block_e = 16  # few registers are left beside the scores and the rows
         return {
             "left_ptr": self.left,
             "right_ptr": self.right,
@@ -93,7 +93,6 @@ def _streamed_weights(pairs: Pairs, factors: _Factors, tile: Tile, dx: Tensor, t
         dx_ptr=dx,
         DISTANCE=pairs.distance,
         TRANSPOSED=transposed,
-        UPCAST=pairs.x.dtype == torch.float16,
     )
 
 
