@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from mmkernels.tiled._tiles import compute_dtype as compute_dtype  # for ops, which see no tiles
+from mmkernels.tiled._tiles import memory_budget as memory_budget
+from mmkernels.tiled._tiles import slices as slices
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton asks once too, when it is imported
 

@@ -164,11 +164,13 @@ def _product(x: Tensor, y: Tensor | None, v: Tensor, kernel: str, parameters: di
     broadcast("v", p.batch, v, 2)
     v = v.to(p.x.dtype)
     if not p.batch:  # one K for every batch entry of v: its columns are v's, side by side
-        batch, E = v.shape[:-2], v.shape[-1]
-        side_by_side = v.reshape(-1, *v.shape[-2:]).transpose(0, 1).reshape(1, v.shape[-2], math.prod(batch) * E)
+        batch, (M, E) = v.shape[:-2], v.shape[-2:]
+        count = math.prod(batch)
+        side_by_side = v.reshape(count, M, E).transpose(0, 1).reshape(1, M, count * E)
         with no_autocast(x):
             out = matmul(p.x, p.y, side_by_side, p.gamma, p.coef, p.kernel, p.degree)
-        return out.reshape(-1, math.prod(batch), E).transpose(0, 1).reshape(*batch, -1, E) if batch else out[0]
+        N = out.shape[1]
+        return out.reshape(N, count, E).transpose(0, 1).reshape(*batch, N, E)
     with no_autocast(x):
         out = matmul(p.x, p.y, flat(v, p.batch), p.gamma, p.coef, p.kernel, p.degree)
     return out.reshape(*p.batch, *out.shape[1:])
