@@ -1,0 +1,1 @@
+"""Drop-ins for other libraries, a file each, imported on demand."""
