@@ -43,8 +43,8 @@ def kernel_matrix(x: Tensor, y: Tensor | None = None, kernel: str = "rbf", **par
             broadcast.
         kernel: one of the names above.
         **parameters: numbers, or floating tensors (whose values are not checked). gamma, coef0 and alpha are
-            0-dimensional, or (\*batch, 1, 1) for one a batch entry. length_scale divides x and y: 0-dimensional,
-            (D,) for one a feature (ARD), (\*batch, 1, 1) or (\*batch, 1, D). For `rbf`, a sequence or 1-dimensional
+            0-dimensional, or `(*batch, 1, 1)` for one a batch entry. length_scale divides x and y: 0-dimensional,
+            (D,) for one a feature (ARD), `(*batch, 1, 1)` or `(*batch, 1, D)`. For `rbf`, a sequence or 1-dimensional
             tensor of gammas is a mixture, the sum of their kernels. gamma="scale" is 1 / (D var(x)); gamma="median"
             is 1 / (2 m^2) for `rbf` and 1 / m for `laplacian`, length_scale="median" is m, the median distance
             between different rows (of a seeded sample of 1,000 where there are more), all without gradient.
@@ -92,7 +92,8 @@ def kernel_matmul(
 ) -> Tensor:
     r"""The product K v of a kernel matrix that is never stored, in O(N + M) memory.
 
-    .. math:: \mathrm{out}_i = \sum_j k(x_i, y_j)\, v_j
+    .. math::
+        \mathrm{out}_i = \sum_j k(x_i, y_j)\, v_j
 
     Kernels and parameters are those of `kernel_matrix`. Differentiable in x, y, v, diag and every parameter, in O(N)
     memory; twice too. Results are bitwise reproducible.
