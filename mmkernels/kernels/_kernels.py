@@ -37,7 +37,8 @@ def kernel_value(a, gamma_ptr, c, KERNEL: tl.constexpr, DEGREE: tl.constexpr, Q:
     elif KERNEL == "exponential":
         k = tl.exp(t)
     elif KERNEL == "sigmoid":
-        k = 2.0 * tl.sigmoid(2.0 * (t + c)) - 1.0
+        e = tl.exp(-2.0 * tl.abs(t + c))  # tanh, without overflow
+        k = tl.where(t + c < 0, -1.0, 1.0) * (1.0 - e) / (1.0 + e)
     elif KERNEL == "matern12":
         k = tl.exp(-tl.sqrt(t))
     elif KERNEL == "matern32":
@@ -67,8 +68,8 @@ def kernel_slope(a, gamma_ptr, c, KERNEL: tl.constexpr, DEGREE: tl.constexpr, Q:
     elif KERNEL == "exponential":
         slope = tl.exp(t)
     elif KERNEL == "sigmoid":
-        s = tl.sigmoid(2.0 * (t + c))
-        slope = 4.0 * s * (1.0 - s)
+        e = tl.exp(-2.0 * tl.abs(t + c))
+        slope = 4.0 * e / ((1.0 + e) * (1.0 + e))
     elif KERNEL == "matern12":
         r = tl.sqrt(t)
         slope = tl.where(t > 0, -0.5 * tl.exp(-r) / tl.where(t > 0, r, 1.0), 0.0)
