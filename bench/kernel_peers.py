@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,7 +17,8 @@ from torch import Tensor
 from bench.measure import UnfitError
 
 TUNED = "-march=native -ffast-math"
-LARGEST = 10_000  # rows for peers that take as long as the dense formula, or minutes
+CACHE = Path(__file__).parent.parent / "build" / "keops"  # its own: elsewhere a formula may be built with other flags
+LARGEST = 10_000  # rows for peers that take as long as the dense formula
 
 
 class BareProducts(torch.autograd.Function):
@@ -58,14 +61,14 @@ def dense(x: Tensor, y: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
 
 def keops(x: Tensor, y: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
     """pykeops as its wheel is."""
-    _no_more_than(x)
+    _no_more_than(x, features=8)
     _keops_flags("")
     return _keops(x, y, v, -gamma, -1)
 
 
 def keops_tuned(x: Tensor, y: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
     """pykeops compiled for this processor, with fast arithmetic."""
-    _no_more_than(x, 20_000)
+    _no_more_than(x, features=64)
     _keops_flags(TUNED)
     return _keops(x, y, v, -gamma, 1)
 
@@ -82,6 +85,7 @@ def _keops(x: Tensor, y: Tensor, v: Tensor, rate: Tensor, sign: int) -> Tensor:
 
 @functools.cache
 def _keops_base_flags() -> str:
+    os.environ.setdefault("KEOPS_CACHE_FOLDER", str(CACHE))
     try:
         import pykeops
 
@@ -128,6 +132,11 @@ def scikit_learn(x: Tensor, y: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
     return torch.from_numpy(K @ v.numpy()).square().mean()
 
 
-def _no_more_than(x: Tensor, rows: int = LARGEST) -> None:
-    if len(x) > rows and not x.is_cuda:
-        raise UnfitError(f"not run above N = {rows:,} on a CPU, where it takes minutes or what dense takes")
+def _no_more_than(x: Tensor, features: int | None = None) -> None:
+    """Refuse more than LARGEST rows on a CPU, or what takes longer than 20,000 rows of so many features."""
+    if x.is_cuda:
+        return
+    if features is None and len(x) > LARGEST:
+        raise UnfitError(f"it takes what dense takes: not run above N = {LARGEST:,} on a CPU")
+    if features is not None and len(x) ** 2 * x.shape[1] > 20_000**2 * features:
+        raise UnfitError(f"it takes minutes: not run above N = 20,000 with D = {features} on a CPU")

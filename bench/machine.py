@@ -9,7 +9,10 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "triton", "numpy", "open_clip_torch", "memeff", "inf_cl", "cut-cross-entropy")
+PACKAGES = (
+    *("torch", "triton", "numpy", "open_clip_torch", "memeff", "inf_cl", "cut-cross-entropy"),
+    *("pykeops", "gpytorch", "scikit-learn"),
+)
 
 
 def device() -> str:

@@ -116,9 +116,13 @@ def _section(section: Section, out: Path) -> Iterator[str]:
         if not rows:
             continue
         yield f"### {title}\n"
-        picture = Path("img", f"{section.op}_{machine['name']}{'' if key == 'forward+backward' else '_' + key}.png")
-        draw(rows, out / picture)
-        yield f"![Time and peak memory against N]({picture.as_posix()})\n"
+        name = f"{section.op}_{machine['name']}{'' if key == 'forward+backward' else '_' + key}"
+        for along in ("N", "D"):
+            if along == "D" and max(len(line) for line in main_lines(rows, "D").values()) < 3:
+                continue
+            picture = Path("img", f"{name}{'' if along == 'N' else '_D'}.png")
+            draw(rows, out / picture, along)
+            yield f"![Time and peak memory against {along}]({picture.as_posix()})\n"
         yield from _table(rows)
         yield from _exponents(rows)
     if section.skipped:

@@ -14,6 +14,7 @@ import torch
 
 import bench.__main__
 from bench.measure import DENSE, FLOOR, OURS, Candidate, Case, Comparison
+from bench.plots import draw, main_lines
 from bench.report import exponent as fitted
 from bench.report import load, write
 from tests.conftest import INTERPRETED
@@ -39,7 +40,7 @@ def tree(tmp_path_factory):
 
 def write_op_tests(tree, body):
     (tree / "tests/ops").mkdir(parents=True, exist_ok=True)
-    for name in ("test_logsumexp", "test_info_nce", "test_neighbors"):
+    for name in ("test_logsumexp", "test_info_nce", "test_neighbors", "test_matmul"):
         (tree / f"tests/ops/{name}.py").write_text(f"def {name}():\n    {body}\n")
 
 
@@ -64,7 +65,12 @@ def results(tree):
 
 def test_every_candidate_is_measured(results):
     data = json.loads(results[0].read_text())
-    assert {b["extra_info"]["op"] for b in data["benchmarks"]} == {"info_nce", "ranks"}
+    assert {b["extra_info"]["op"] for b in data["benchmarks"]} == {
+        "info_nce",
+        "ranks",
+        "kernel_matmul",
+        "kernel_matmul_16",
+    }
     benchmarks = {b["extra_info"]["pass"]: b for b in data["benchmarks"] if b["extra_info"]["op"] == "info_nce"}
     assert set(benchmarks) >= {"forward", "forward+backward"}
     for name, benchmark in benchmarks.items():
@@ -113,13 +119,24 @@ def test_report(results, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"Page: {tmp_path / 'benchmarks.md'}\n"
     page = (tmp_path / "benchmarks.md").read_text()
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", page)
-    assert len(pictures) == 3
+    assert len(pictures) == 7  # two passes of three ops, one of ranks
     assert all((tmp_path / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
     assert "| 64 | 512 | float32 | **mmkernels** |" in page
     assert "torch.compile: it compiles for seconds" in page
     rows = list(csv.DictReader((results[0].parent / "benchmarks.csv").read_text().splitlines()))
     assert {row["candidate"] for row in rows} >= CANDIDATES - {"linear_cross_entropy"}
     assert {row["pass"] for row in rows} == {"forward", "forward+backward"}
+
+
+def test_pictures_against_the_width(tmp_path):
+    """Where three widths were measured at one N."""
+    row = {"dtype": "float32", "candidate": OURS, "pass": "forward", "wall_seconds": 1.0, "peak_bytes": 1e6}
+    rows = [row | {"N": N, "D": D} for N, D in ((100, 8), (100, 16), (100, 32), (50, 8))]
+    lines = main_lines(rows, "D")
+    assert [r["D"] for r in lines[OURS]] == [8, 16, 32]
+    assert [r["N"] for r in main_lines(rows)[OURS]] == [50, 100]
+    draw(rows, tmp_path / "widths.png", "D")
+    assert (tmp_path / "widths.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_report_without_results(tmp_path, monkeypatch, capsys):
