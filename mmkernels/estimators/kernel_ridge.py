@@ -28,7 +28,8 @@ from mmkernels.ops.operator import KernelOperator, memory_budget
 class KernelRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]
     r"""Kernel ridge regression, for data whose kernel matrix does not fit: `sklearn.kernel_ridge.KernelRidge`.
 
-    .. math:: c = (K + \alpha W^{-1})^{-1} y, \qquad f(x) = \sum_j k(x, x_j)\, c_j
+    .. math::
+        c = (K + \alpha W^{-1})^{-1} y, \qquad f(x) = \sum_j k(x, x_j)\, c_j
 
     with W the sample weights. Exact, by conjugate gradients on products with K that is never stored; or with
     n_landmarks, f a combination of k(x, z) for that many rows z, fitted to all rows by least squares with the penalty

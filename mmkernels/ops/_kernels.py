@@ -115,9 +115,8 @@ def pairs(x: Tensor, y: Tensor | None, kernel: str, parameters: dict[str, Any], 
         scale = _check.per_feature("length_scale", length_scale, x)
         half = 0.5 if kernel == "rbf" else 1.0
         if isinstance(scale, Tensor) and scale.ndim and scale.shape[-1] == D:
+            batch = broadcast("length_scale", batch, scale, 2)
             x, y = _scaled(x, y, scale)
-            broadcast("length_scale", batch, scale, 2)
-            batch = together(batch, x.shape[:-2])
             gamma: Parameter = half
         else:
             gamma = half / (scale.to(dtype) if isinstance(scale, Tensor) else scale) ** 2
@@ -201,7 +200,7 @@ def _over_pairs(name: str, value: object, x: Tensor, low: float) -> Parameter:
 def _scaled(x: Tensor, y: Tensor | None, length_scale: Tensor) -> tuple[Tensor, Tensor | None]:
     """x and y over a length-scale per feature; what they share is taken off first, or its digits would be lost."""
     dtype = compute_dtype(x.dtype)
-    centre = x.detach().mean(-2, keepdim=True, dtype=dtype)
+    centre = x.detach().mean(-2, keepdim=True, dtype=dtype) if x.shape[-2] else 0.0
     scaled = (None if t is None else (t.to(dtype) - centre) / length_scale.to(dtype) for t in (x, y))
     first, second = scaled
     assert first is not None

@@ -30,7 +30,7 @@ class Step(NamedTuple):
 
 def shift(kernel: str, x: Tensor) -> Tensor | None:
     """What is subtracted from x and y before distances are formed: digits that they share would be lost."""
-    return None if kernel in DOTS else x.detach().mean(1, keepdim=True, dtype=compute_dtype(x.dtype))
+    return None if kernel in DOTS or x.shape[1] == 0 else x.detach().mean(1, keepdim=True, dtype=compute_dtype(x.dtype))
 
 
 def steps(kernel: str, x: Tensor, y: Tensor | None, gamma: Tensor, coef: Tensor, buffers: int) -> Iterator[Step]:
