@@ -61,7 +61,7 @@ xdist=()
 
 part assumptions 30 "$python" -m bench.assumptions
 part tests 130 "$python" -m pytest -p no:cacheprovider ${xdist[@]+"${xdist[@]}"} -vv --tb=short -rfEs \
-  --durations=10 tests/ops tests/test_nn.py tests/test_contract.py
+  --durations=10 tests/ops tests/test_nn.py tests/test_contract.py tests/test_contract_kernels.py
 part benchmarks 175 "$python" -m pytest -p no:cacheprovider -p pytest_benchmark.plugin --tb=short -rfEs \
   bench/ops --bench-untested --bench-seconds 155 --benchmark-json "$out/benchmarks.json"
 part tiles 100 "$python" -m bench.tune "$out"

@@ -70,7 +70,8 @@ def test_every_part_runs_in_turn(gpu):
     }
     assert done.stdout.endswith((out / "summary.txt").read_text())
     assert "== tiles: ok" in (out / "summary.txt").read_text()
-    assert "tests/ops tests/test_nn.py tests/test_contract.py\n" in (out / "log.txt").read_text()
+    tested = "tests/ops tests/test_nn.py tests/test_contract.py tests/test_contract_kernels.py\n"
+    assert tested in (out / "log.txt").read_text()
 
 
 def test_a_failing_part_costs_the_others_nothing(gpu):

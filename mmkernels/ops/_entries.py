@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmkernels import _check
 from mmkernels.ops._bandwidth import median_distance
-from mmkernels.ops._kernels import _gamma
+from mmkernels.ops._kernels import multiplier
 from mmkernels.ops.kernel import kernel_matrix
 
 
@@ -26,5 +26,5 @@ def data_driven(x: Tensor, y: Tensor | None, kernel: str, parameters: dict[str, 
         _check.choice("length_scale", parameters["length_scale"], ("median",))
         parameters = parameters | {"length_scale": median_distance(x, y, p=2)}
     if "gamma" in named:
-        parameters = parameters | {"gamma": _gamma(parameters["gamma"], x, y, kernel)}
+        parameters = parameters | {"gamma": multiplier(parameters["gamma"], x, y, kernel)}
     return parameters

@@ -123,7 +123,7 @@ def pairs(x: Tensor, y: Tensor | None, kernel: str, parameters: dict[str, Any], 
     elif kernel == "energy":
         gamma = 1.0
     else:
-        gamma = _gamma(parameters.get("gamma"), x, y, kernel)
+        gamma = multiplier(parameters.get("gamma"), x, y, kernel)
     for label, parameter in (("gamma", gamma), (PARAMETERS[kernel][-1] if PARAMETERS[kernel] else "", coef)):
         if isinstance(parameter, Tensor) and parameter.ndim > 1:
             batch = broadcast(label, batch, parameter, 2)
@@ -164,7 +164,7 @@ def _rows(name: str, value: object) -> Tensor:
     return t
 
 
-def _gamma(gamma: Gamma, x: Tensor, y: Tensor | None, kernel: str) -> Parameter:
+def multiplier(gamma: Gamma, x: Tensor, y: Tensor | None, kernel: str) -> Parameter:
     """The kernel's multiplier: a number, 0-dim, (*batch, 1, 1), or for a mixture 1-dim."""
     if gamma is None:
         return 1 / x.shape[-1]

@@ -140,7 +140,7 @@ def kernel_matmul(
         raise ValueError(f"diag needs a square kernel matrix, got {N} x {M}")
     vector = v is None or (isinstance(v, Tensor) and v.ndim == 1)
     columns = x.new_ones(M, 1) if v is None else _columns(v, M, x)
-    diagonal = None if diag is None else _diagonal(diag, N, x)
+    diagonal = None if diag is None else diagonal_entries(diag, N, x)
     if normalize is not None:
         ones = columns.new_ones(*columns.shape[:-1], 1)
         columns = torch.cat([columns, ones], -1)
@@ -200,7 +200,7 @@ def _columns(v: object, M: int, x: Tensor) -> Tensor:
     return rows
 
 
-def _diagonal(diag: object, N: int, x: Tensor) -> Parameter:
+def diagonal_entries(diag: object, N: int, x: Tensor) -> Parameter:
     """diag as a number, 0-dimensional, or (..., N, 1)."""
     if not isinstance(diag, Tensor):
         return _check.number("diag", diag)

@@ -11,11 +11,10 @@ from mmkernels import _check
 from mmkernels._dispatch import compute_dtype, slices
 from mmkernels._dispatch import memory_budget as memory_budget  # for estimators, which see ops alone
 from mmkernels.autograd.by_rows import by_rows
-from mmkernels.ops import _solve
 from mmkernels.ops._entries import data_driven, entries
 from mmkernels.ops._kernels import Parameter, check_kernel, check_pairs, together
-from mmkernels.ops._solve import ConvergenceError as ConvergenceError  # part of the public surface
-from mmkernels.ops.kernel import _diagonal, kernel_matmul, kernel_matrix
+from mmkernels.ops._solve import Solution, solve
+from mmkernels.ops.kernel import diagonal_entries, kernel_matmul, kernel_matrix
 
 _ALIVE = 4  # blocks of K at once while its rows are reduced
 
@@ -47,7 +46,7 @@ class KernelOperator:
     Example:
         >>> import torch, mmkernels
         >>> K = mmkernels.KernelOperator(torch.randn(2000, 8), kernel="matern", diag=0.1)
-        >>> weights = K.solve(torch.randn(2000))
+        >>> weights = K.solve(torch.randn(2000)).x
         >>> K
         KernelOperator('matern', shape=(2000, 2000), dtype=torch.float32, device='cpu')
     """
@@ -71,7 +70,7 @@ class KernelOperator:
         if diag is not None:
             if N != M:
                 raise ValueError(f"diag needs a square kernel matrix, got {N} x {M}")
-            diagonal = _diagonal(diag, N, x)
+            diagonal = diagonal_entries(diag, N, x)
             batch = together(batch, diagonal.shape[:-2] if isinstance(diagonal, Tensor) else ())
         self.shape = torch.Size((*batch, N, M))
         self.dtype, self.device = compute_dtype(x.dtype), x.device
@@ -161,7 +160,7 @@ class KernelOperator:
         values = entries(self.x[..., n, :], torch.take_along_dim(y, j[..., None], -2), self.kernel, self.parameters)
         return self._with_diag(values, self.added, n, j).reshape(indices.shape), indices
 
-    def solve(self, b: Tensor, *, tol: float = 1e-6, max_iter: int = 1000, rank: int = 100) -> Tensor:
+    def solve(self, b: Tensor, *, tol: float = 1e-6, max_iter: int = 1000, rank: int = 100) -> Solution:
         r"""Solve K x = b, diag included, for all columns of b at once, in O(N rank) memory.
 
         Conjugate gradients, preconditioned with a pivoted Cholesky factor of K. K must be symmetric (y None) and, with
@@ -176,7 +175,8 @@ class KernelOperator:
             rank: of the preconditioner, which takes N rank^2 operations once; 0 is none. More rank, fewer iterations.
 
         Returns:
-            x, of b's shape, leading dimensions broadcast with K's, in K's dtype.
+            A named tuple: x, of b's shape, leading dimensions broadcast with K's, in K's dtype; the residual
+            |b - K x| / |b| of the worst column, and the number of iterations.
 
         Raises:
             ConvergenceError: tol is not reached. The message says why, the attribute `solution` has what is.
@@ -186,7 +186,7 @@ class KernelOperator:
         Sources: Gardner et al. 2018 (GPyTorch, arXiv 1809.11165); Harbrecht, Peters and Schneider 2012 (pivoted
         Cholesky).
         """
-        return _solve.solve(self, b, tol, max_iter, rank).x
+        return solve(self, b, tol, max_iter, rank)
 
     @property
     def _other(self) -> Tensor:

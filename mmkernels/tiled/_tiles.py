@@ -19,7 +19,7 @@ def set_memory_budget(nbytes: int) -> None:
 
     Scores that fit as a whole are kept from the forward to the backward pass, which saves one matrix product;
     otherwise tiles are recomputed. Less memory means smaller tiles. Outputs, gradients and one float32 accumulator
-    of the size of `y` come on top. On a CPU each thread keeps its tiles from call to call (12 MiB at the default, 24 in
+    of the size of `y` come on top. On a CPU each thread keeps its tiles from call to call (20 MiB at the default, 40 in
     float64).
 
     Args:
