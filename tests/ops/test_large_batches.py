@@ -51,3 +51,22 @@ def test_every_option_of_scores(D, dtype, size):
     ids = torch.randint(0, N, (N,), device="cuda"), torch.randint(0, N, (N + 100,), device="cuda")
     options = {"log_weights": torch.randn(M, device="cuda"), "ids": ids, "offset": 7}
     compare(lambda x, y: mmkernels.logsumexp_scores(x, y, 20.0, **options), dtype, (N, D), (M, D))
+
+
+@pytest.mark.parametrize("dtype", WORKING_DTYPES)
+@pytest.mark.parametrize("D", [20, 64, 128, 300])
+@pytest.mark.parametrize("kernel", ["rbf", "matern", "sigmoid"])
+def test_kernel_products(kernel, D, dtype, size):
+    # Means, not sums: gradients stay within float16.
+    def products(x, y, v):
+        return [mmkernels.kernel_matmul(x, y, v, kernel), mmkernels.kernel_matmul(x, None, x, kernel)]
+
+    tensors = [F.normalize(torch.randn(n, d, device="cuda"), dim=1).to(dtype) for n, d in ((size, D), (size - 9, D))]
+    tensors.append(torch.rand(size - 9, 3, device="cuda").to(dtype))
+    results = []
+    for kind in (dtype, torch.float64):
+        leaves = [t.to(kind).requires_grad_() for t in tensors]
+        values = products(*leaves)
+        results.append((*values, *torch.autograd.grad(sum(v.mean() for v in values), leaves)))
+    for got, true in zip(*results, strict=True):
+        assert (got - true).norm() <= LIMITS[dtype] * true.norm()
