@@ -145,10 +145,10 @@ def matmul_bwd_weight_kernel(
     right_ptr,  # (M, E), contiguous, or None
     w_ptr,  # a block of W from (first_m, first_n) on, in whole tiles (masks would make stores 2 bytes wide), or None
     stride_wm,
-    row_sum_ptr,  # (column tiles, N) or None: sums of W over the tile's columns
-    column_sum_ptr,  # (row tiles, M) or None
-    gamma_sum_ptr,  # (column tiles, Q, N) or None: sums of P dk/dgamma over the tile's columns
-    coef_sum_ptr,  # (column tiles, N) or None: of P dk/dcoef
+    row_sum_ptr,  # (column tiles, rows) of squared distances: sums of W over the tile's columns; rows in whole tiles
+    column_sum_ptr,  # (row tiles, columns) likewise
+    gamma_sum_ptr,  # (column tiles, Q, rows): sums of P dk/dgamma over the tile's columns
+    coef_sum_ptr,  # (column tiles, rows): of P dk/dcoef
     stride_xm,
     stride_xd,
     stride_yn,
@@ -193,25 +193,27 @@ def matmul_bwd_weight_kernel(
     )  # fmt: skip
     c = tl.load(coef_ptr)
     slope = kernel_slope(a, gamma_ptr, c, KERNEL, DEGREE, Q)
-    row_out = pid_n.to(tl.int64) * N + offs_m
+    height = row_tiles * BLOCK_M
+    row_out = pid_n * height + local_m
     if STORE_WEIGHTS:
         w = p * slope
         if DISTANCE:
             w = tl.where(a > 0, w, 0.0)  # equal rows add nothing, not even a rounding
         w_ptrs = w_ptr + local_m.to(tl.int64)[:, None] * stride_wm + local_n[None, :]
         tl.store(w_ptrs, w.to(w_ptr.dtype.element_ty))
-        tl.store(row_sum_ptr + row_out, tl.sum(w, 1), mask=offs_m < N)
-        tl.store(column_sum_ptr + pid_m.to(tl.int64) * M + offs_n, tl.sum(w, 0), mask=offs_n < M)
+        if DISTANCE:
+            width = tl.num_programs(0) // row_tiles * BLOCK_N
+            tl.store(row_sum_ptr + row_out, tl.sum(w, 1))
+            tl.store(column_sum_ptr + pid_m * width + local_n, tl.sum(w, 0))
     if SUM_PARAMETERS:
         if Q == 1:
-            tl.store(gamma_sum_ptr + row_out, tl.sum(p * slope * a, 1), mask=offs_m < N)
+            tl.store(gamma_sum_ptr + row_out, tl.sum(p * slope * a, 1))
         else:
             for q in tl.static_range(Q):
                 k = tl.exp(-tl.load(gamma_ptr + q) * a)
-                at = (pid_n.to(tl.int64) * Q + q) * N + offs_m
-                tl.store(gamma_sum_ptr + at, -tl.sum(p * k * a, 1), mask=offs_m < N)
+                tl.store(gamma_sum_ptr + (pid_n * Q + q) * height + local_m, -tl.sum(p * k * a, 1))
         of_coef = tl.sum(p * shape_slope(a, slope, gamma_ptr, c, KERNEL), 1)
-        tl.store(coef_sum_ptr + row_out, of_coef, mask=offs_m < N)
+        tl.store(coef_sum_ptr + row_out, of_coef)
 
 
 @triton.jit(do_not_specialize=["N", "M"])

@@ -101,7 +101,7 @@ def _stored_weights(pairs: Pairs, factors: _Factors, dx: Tensor, dy: Tensor, dga
     (N, D), M = pairs.x.shape, len(pairs.y)
     store, parameters = dx.numel() + dy.numel() > 0, dgamma.numel() + dcoef.numel() > 0
     tile = matmul_tile(pairs.x, pairs.precision)
-    new = pairs.gamma.new_zeros
+    new, buffer = pairs.gamma.new_zeros, pairs.gamma.new_empty
     height, width = (
         triton.cdiv(min(size, _BLOCK), block) * block for size, block in ((N, tile.BLOCK_M), (M, tile.BLOCK_N))
     )
@@ -115,9 +115,10 @@ def _stored_weights(pairs: Pairs, factors: _Factors, dx: Tensor, dy: Tensor, dga
         for j in slices(M, _BLOCK):
             n, m = i.stop - i.start, j.stop - j.start
             row_tiles, column_tiles = triton.cdiv(n, tile.BLOCK_M), triton.cdiv(m, tile.BLOCK_N)
-            row_sum, column_sum = new(column_tiles if store else 0, N), new(row_tiles if store else 0, M)
-            gamma_sum = new(column_tiles if parameters else 0, pairs.gamma.shape[0], N)
-            coef_sum = new(column_tiles if parameters else 0, N)
+            whole_rows, whole_columns = row_tiles * tile.BLOCK_M, column_tiles * tile.BLOCK_N
+            row_sum, column_sum = buffer(column_tiles, whole_rows), buffer(row_tiles, whole_columns)
+            gamma_sum = buffer(column_tiles, len(pairs.gamma), whole_rows)
+            coef_sum = buffer(column_tiles, whole_rows)
             matmul_bwd_weight_kernel[(row_tiles * column_tiles,)](
                 **pairs.arguments(tile),
                 **factors.arguments(),
@@ -135,16 +136,17 @@ def _stored_weights(pairs: Pairs, factors: _Factors, dx: Tensor, dy: Tensor, dga
                 SUM_PARAMETERS=parameters,
             )
             w = weights[:n, :m]
-            rows += row_sum.sum(0)
-            columns += column_sum.sum(0)
+            if store and pairs.distance:
+                rows[i] += row_sum.sum(0)[:n]
+                columns[j] += column_sum.sum(0)[:m]
             if dx.numel():
                 _add_product(pairs.kernel, dx_total[i], w, pairs.x[i], pairs.y[j])
             if dy.numel():
                 _add_product(pairs.kernel, dy_total[j], w.T, pairs.y[j], pairs.x[i])
             if dgamma.numel():
-                dgamma[0] += share * gamma_sum.sum((0, 2))
+                dgamma[0] += share * gamma_sum[..., :n].sum((0, 2))
             if dcoef.numel():
-                dcoef += share * coef_sum.sum()
+                dcoef += share * coef_sum[:, :n].sum()
     factor = pairs.gamma[:1] if len(pairs.gamma) == 1 else torch.ones_like(pairs.gamma[:1])
     for out, total, sums, own in ((dx, dx_total, rows, pairs.x), (dy, dy_total, columns, pairs.y)):
         if out.numel():

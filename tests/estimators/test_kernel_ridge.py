@@ -17,6 +17,7 @@ from mmkernels.estimators import KernelRidge
 
 @parametrize_with_checks([KernelRidge(), KernelRidge(kernel="rbf", n_landmarks=20, random_state=0)])
 def test_scikit_learn_checks(estimator, check):
+    """A check is a function of scikit-learn's that raises where the estimator fails it."""
     check(estimator)
 
 

@@ -182,3 +182,15 @@ def test_memory_does_not_grow_with_the_matrix(order, device):
 
     peak = peak_bytes(step, x.device)
     assert peak is None or peak < (0.5 if order == 1 else 2) * 4 * N * N
+
+
+@pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="tiles store no weights")
+@pytest.mark.parametrize("itself", [False, True])
+@pytest.mark.parametrize("name", ["rbf", "mixture", "sigmoid", "laplacian", "rational quadratic"])
+def test_several_blocks_of_stored_weights(name, itself, device, monkeypatch):
+    """Rows too wide for registers, and more of them than a block has."""
+    from mmkernels.kernels import _weights
+
+    monkeypatch.setattr(_weights, "_BLOCK", 128)
+    x, y, v = (data(n, d, dtype=torch.float32, device=device) for n, d in ((150, 260), (290, 260), (290, 2)))
+    compare(name, x, None if itself else y, v[:150] if itself else v)
