@@ -13,7 +13,8 @@ from torch import Tensor
 class Case:
     """One call of a reduction's launchers.
 
-    All options means log-weights, ids and a positive per row for logsumexp, a mixture of kernels for matmul and gram.
+    All options means log-weights, ids and a positive per row for logsumexp, a mixture of kernels for matmul and gram,
+    weights and missing views for covariance.
     """
 
     reduction: str
@@ -95,6 +96,19 @@ def _gram(case: Case) -> None:
     room.gram_bwd(*shared, K, [True] * 4, case.precision)
 
 
+def _covariance(case: Case) -> None:
+    from mmkernels.kernels import covariance as room
+
+    x, y = (t[None] for t in _inputs(case))
+    for views in ((x,), (x, y), (x, y, x)):
+        D = case.D * len(views)
+        factors = torch.ones(1, len(views), case.N) if case.options else None
+        shared = (views, torch.zeros(1, D), factors)
+        room.covariance_fwd(*shared, case.precision)
+        grads = torch.zeros(1, D, D), torch.zeros(1, len(views) if case.options else 1, D)
+        room.covariance_bwd(*shared, *grads, [True] * len(views), case.precision)
+
+
 def _kernel(case: Case) -> tuple[Tensor, Tensor, str, int]:
     degree = 3 if case.kernel == "polynomial" else 1
     return torch.ones(1, 2 if case.options else 1), torch.ones(1), case.kernel, degree
@@ -105,6 +119,7 @@ REDUCTIONS: dict[str, Callable[[Case], None]] = {
     "neighbors": _neighbors,
     "matmul": _matmul,
     "gram": _gram,
+    "covariance": _covariance,
 }
 _KERNELS = (
     *("polynomial", "exponential", "sigmoid", "matern12", "matern32", "matern52", "rational_quadratic", "energy"),
@@ -117,7 +132,8 @@ def cases(chip: str, quick: bool) -> Iterator[Case]:
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     accurate, fast = ("bf16x6", "ieee") if chip.startswith("gfx") else ("tf32x3", "tf32")
     if quick:
-        yield from (Case(reduction, bf16, D) for reduction in REDUCTIONS for D in (768, 128))
+        precisions = dict.fromkeys(REDUCTIONS, "ieee") | {"covariance": accurate}
+        yield from (Case(reduction, bf16, D, precisions[reduction]) for reduction in REDUCTIONS for D in (768, 128))
         yield Case("matmul", bf16, 64, kernel="laplacian")
         return
     for reduction in ("logsumexp", "neighbors"):
@@ -145,6 +161,12 @@ def cases(chip: str, quick: bool) -> Iterator[Case]:
         for D in (64, 768):
             yield Case("gram", dtype, D, precision)
         yield Case("gram", dtype, 64, precision, symmetric=True)
+    for dtype, precision in ((bf16, accurate), (fp16, accurate), (fp32, accurate), (fp32, fast), (fp32, "ieee")):
+        for D in (16, 64, 256):
+            yield Case("covariance", dtype, D, precision)
+        yield Case("covariance", dtype, 256, precision, options=True)
+    for dtype in (bf16, fp32):
+        yield Case("covariance", dtype, 100, accurate, options=True, aligned=False)
     for D in (64, 768):
         yield Case("matmul", fp16, D)
         yield Case("matmul", fp32, D, fast)

@@ -57,10 +57,11 @@ def float32_precision(device: torch.device) -> str:
 def _define(reduction: str, name: str, schema: str) -> None:
     """Define the operator mmkernels::name, served by the function of that name in `kernels` or `tiled`."""
 
-    def serve(x: Tensor, *args: object) -> Tensor | tuple[Tensor, ...]:
+    def serve(first: Tensor | list[Tensor], *args: object) -> Tensor | tuple[Tensor, ...]:
+        x = first if isinstance(first, Tensor) else first[0]
         with no_autocast(x):
             result: Tensor | tuple[Tensor, ...] = getattr(_room(reduction, serves_triton(x)), name)(
-                x, *args, float32_precision(x.device)
+                first, *args, float32_precision(x.device)
             )
             return result
 
@@ -110,6 +111,16 @@ _define(
     "gram_bwd",
     "(Tensor x, Tensor? y, Tensor gamma, Tensor coef, str kernel, int degree, Tensor grad, bool[4] needs) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
+)
+_define(
+    "covariance",
+    "covariance_fwd",
+    "(Tensor[] views, Tensor shift, Tensor? factors) -> (Tensor, Tensor)",
+)
+_define(
+    "covariance",
+    "covariance_bwd",
+    "(Tensor[] views, Tensor shift, Tensor? factors, Tensor grad_scatter, Tensor grad_sums, bool[] needs) -> Tensor[]",
 )
 
 
@@ -172,6 +183,17 @@ def _gram_fwd_fake(x: Tensor, y: Tensor | None, gamma: Tensor, *args: Any) -> Te
 @torch.library.register_fake("mmkernels::gram_bwd")  # type: ignore[untyped-decorator]
 def _gram_bwd_fake(x: Tensor, y: Tensor | None, gamma: Tensor, coef: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return _fake_gradients((x, y, gamma, coef), args[-1])
+
+
+@torch.library.register_fake("mmkernels::covariance_fwd")  # type: ignore[untyped-decorator]
+def _covariance_fwd_fake(views: list[Tensor], shift: Tensor, factors: Tensor | None) -> tuple[Tensor, ...]:
+    B, D = shift.shape
+    return shift.new_empty(B, D, D), shift.new_empty(B, 1 if factors is None else factors.shape[1], D)
+
+
+@torch.library.register_fake("mmkernels::covariance_bwd")  # type: ignore[untyped-decorator]
+def _covariance_bwd_fake(views: list[Tensor], *args: Any) -> list[Tensor]:
+    return [v.new_empty(v.shape if need else (0,)) for v, need in zip(views, args[-1], strict=True)]
 
 
 def _fake_gradients(tensors: tuple[Tensor | None, ...], needs: list[bool]) -> tuple[Tensor, ...]:

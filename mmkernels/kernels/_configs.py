@@ -109,6 +109,23 @@ _MATMUL_NARROW: dict[str, dict[str, tuple[Tile, ...]]] = {
     "interpreter": _NARROW["interpreter"],
 }
 
+# Scatter matrices: BLOCK_M x BLOCK_M features, BLOCK_D rows a step; operands are centred in registers on their way into
+# the product. The gradient: BLOCK_M rows x BLOCK_N features, and float32 operands whatever the inputs.
+_COVARIANCE = {
+    "sm_80": {"half": Tile(64, 64, 32, 4, 2), "single": Tile(64, 64, 32, 4, 2), "ieee": Tile(64, 64, 16, 8, 2)},
+    "sm_90": {"half": Tile(128, 128, 32, 8, 3), "single": Tile(64, 64, 32, 4, 2), "ieee": Tile(64, 64, 16, 4, 2)},
+    "sm_100": {"half": Tile(128, 128, 32, 8, 3), "single": Tile(64, 64, 32, 8, 2), "ieee": Tile(64, 64, 16, 4, 2)},
+    "gfx942": {"half": Tile(64, 64, 32, 4, 2), "single": Tile(64, 64, 32, 4, 2), "ieee": Tile(64, 64, 32, 4, 2)},
+    "interpreter": dict.fromkeys(("half", "single", "ieee"), Tile(128, 128, 256, 4, 1)),
+}
+_COVARIANCE_GRAD = {
+    "sm_80": {"single": Tile(64, 64, 16, 8, 2), "ieee": Tile(64, 64, 16, 4, 2)},
+    "sm_90": {"single": Tile(128, 64, 32, 8, 2), "ieee": Tile(64, 64, 16, 4, 2)},
+    "sm_100": {"single": Tile(64, 64, 32, 8, 2), "ieee": Tile(64, 64, 16, 4, 2)},
+    "gfx942": {"single": Tile(64, 64, 32, 4, 2), "ieee": Tile(64, 64, 32, 4, 2)},
+    "interpreter": dict.fromkeys(("single", "ieee"), Tile(256, 128, 128, 4, 1)),
+}
+
 
 @lru_cache
 def chip(device: torch.device) -> str:
@@ -182,6 +199,18 @@ def narrow_tile(
             tile = tile._replace(BLOCK_D=max(32, triton.next_power_of_2(x.shape[-1])))
             return tile if programs_of >= tile.BLOCK_M * multiprocessors(x.device) else None
     return None
+
+
+def covariance_tile(x: Tensor, D: int, precision: str) -> Tile:
+    """The tile of scatter matrices of views with up to D features."""
+    tile = _COVARIANCE[chip(x.device)][_kind(x, precision)]
+    side = min(tile.BLOCK_M, max(64, triton.next_power_of_2(D)))  # tensor cores of Hopper take 64 rows at least
+    return tile._replace(BLOCK_M=side, BLOCK_N=side)
+
+
+def covariance_grad_tile(x: Tensor, precision: str) -> Tile:
+    """The tile of their gradients, whose operands are float32."""
+    return _fit(_COVARIANCE_GRAD[chip(x.device)]["ieee" if precision == "ieee" else "single"], x)
 
 
 def row_tile(x: Tensor) -> dict[str, int]:
