@@ -154,7 +154,8 @@ def _sylvester(R: Tensor, G: Tensor) -> Tensor:
 
 
 def _norm(S: Tensor) -> Tensor:
-    return torch.linalg.matrix_norm(S, keepdim=True)
+    norm: Tensor = torch.linalg.matrix_norm(S, keepdim=True)
+    return norm
 
 
 def _eye(S: Tensor) -> Tensor:
@@ -171,4 +172,5 @@ def principal(S: Tensor) -> Tensor:
     """Lambda^(-1/2) V' for S = V Lambda V', the largest eigenvalue first."""
     P, roots, vectors = InverseSqrt.apply(S, False)  # type: ignore[no-untyped-call]
     V: Tensor = Eigenvectors.apply(S, roots, vectors)  # type: ignore[no-untyped-call]
-    return V.mT @ P
+    W: Tensor = V.mT @ P
+    return W

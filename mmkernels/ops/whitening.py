@@ -114,7 +114,7 @@ def whiten(
     | method | W | z |
     |---|---|---|
     | `zca` | :math:`\Sigma^{-1/2}` | closest to x |
-    | `zca_cor` | :math:`R^{-1/2}\,\mathrm{diag}(\Sigma)^{-1/2}`, R correlations | most correlated with x, feature by feature |
+    | `zca_cor` | :math:`R^{-1/2}\,\mathrm{diag}(\Sigma)^{-1/2}` | each feature most correlated with its own; R: correlations |
     | `pca` | :math:`\Lambda^{-1/2} V^\top` | principal components, of the largest variance first |
     | `cholesky` | :math:`L^{-1}` | each feature without what those before it say |
 
