@@ -20,13 +20,13 @@ class InverseSqrt(torch.autograd.Function):
     """The symmetric P with P S P = 1, for symmetric positive definite S (..., D, D)."""
 
     @staticmethod
-    def forward(S: Tensor, products: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(S: Tensor, products: bool, regularized: bool) -> tuple[Tensor, Tensor, Tensor]:
         if products:
             P = _newton_schulz(S)
             if P is not None:
                 return P, S.new_empty(0), S.new_empty(0)
         values, vectors = torch.linalg.eigh(S)
-        values = _positive(values)
+        values = _positive(values, regularized)
         return (vectors * values.rsqrt()[..., None, :]) @ vectors.mT, values.sqrt(), vectors
 
     @staticmethod
@@ -38,10 +38,10 @@ class InverseSqrt(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> Any:
         if grad is None:
-            return None, None
+            return None, None, None
         S, P, roots, vectors = ctx.saved_tensors
         X = Sylvester.apply(S @ P, grad + grad.mT, roots, vectors)  # type: ignore[no-untyped-call]
-        return P @ X @ P / -2, None
+        return P @ X @ P / -2, None, None
 
 
 class Sylvester(torch.autograd.Function):
@@ -94,14 +94,21 @@ class Eigenvectors(torch.autograd.Function):
         return (dS + dS.mT) / 2, None, None
 
 
-def _positive(values: Tensor) -> Tensor:
-    """Ascending eigenvalues of a positive definite matrix. Where there is none: ValueError on a CPU, NaN elsewhere."""
-    singular = values[..., :1] <= values.shape[-1] * torch.finfo(values.dtype).eps * values[..., -1:]
+def _positive(values: Tensor, regularized: bool) -> Tensor:
+    """The ascending eigenvalues of a positive definite matrix.
+
+    What is below the rounding of the largest is raised to it where the matrix was regularised. Elsewhere there is no
+    inverse: ValueError on a CPU, NaN on other devices.
+    """
+    least = values.shape[-1] * torch.finfo(values.dtype).eps * values[..., -1:]
+    if regularized:
+        return torch.maximum(values, least)
+    singular = values[..., :1] <= least
     if values.device.type == "cpu" and not torch.compiler.is_compiling():
         if singular.any():
             raise ValueError(
                 "the covariance must be positive definite: with constant or dependent features, or fewer rows than "
-                "features, give reg > 0 or a shrinkage"
+                "features, give a reg or a shrinkage"
             )
         return values
     return torch.where(singular, torch.nan, values)
@@ -162,15 +169,15 @@ def _eye(S: Tensor) -> Tensor:
     return torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
 
 
-def inverse_sqrt(S: Tensor, products: bool = False) -> Tensor:
+def inverse_sqrt(S: Tensor, products: bool = False, regularized: bool = False) -> Tensor:
     """The symmetric S^(-1/2), by eigenvectors or by matrix products alone."""
-    out: Tensor = InverseSqrt.apply(S, products)[0]  # type: ignore[no-untyped-call]
+    out: Tensor = InverseSqrt.apply(S, products, regularized)[0]  # type: ignore[no-untyped-call]
     return out
 
 
-def principal(S: Tensor) -> Tensor:
+def principal(S: Tensor, regularized: bool = False) -> Tensor:
     """Lambda^(-1/2) V' for S = V Lambda V', the largest eigenvalue first."""
-    P, roots, vectors = InverseSqrt.apply(S, False)  # type: ignore[no-untyped-call]
+    P, roots, vectors = InverseSqrt.apply(S, False, regularized)  # type: ignore[no-untyped-call]
     V: Tensor = Eigenvectors.apply(S, roots, vectors)  # type: ignore[no-untyped-call]
     W: Tensor = V.mT @ P
     return W

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
 
@@ -18,6 +16,7 @@ from sklearn.utils import check_random_state, check_scalar
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor
 
+from mmkernels.estimators._progress import progress
 from mmkernels.ops._entries import data_driven
 from mmkernels.ops._kernels import PARAMETERS, check_kernel
 from mmkernels.ops._solve import ConvergenceError, solve
@@ -149,7 +148,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ign
         together = len(alpha) == 1  # one system for all targets, or one for each of them
         diag = alpha / weights if together else alpha[:, None] / weights
         K = KernelOperator(x, kernel=self._name(), diag=diag, **self._parameters)
-        with _progress(self.verbose, "Conjugate gradients", -math.log10(self.tol)) as show:
+        with progress(self.verbose, "Conjugate gradients", -math.log10(self.tol)) as show:
             try:
                 solution = solve(
                     K, y if together else y.T[..., None], self.tol, self.max_iter, self.rank,
@@ -172,7 +171,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ign
         basis = vectors[:, kept] / values[kept].sqrt()
         gram, right = x.new_zeros(len(z), len(z)), x.new_zeros(len(z), y.shape[1])
         step = max(1, memory_budget() // (2 * x.itemsize * len(z)))
-        with _progress(self.verbose, "Landmarks", len(x)) as show:
+        with progress(self.verbose, "Landmarks", len(x)) as show:
             for i in range(0, len(x), step):
                 rows = slice(i, i + step)
                 block = kernel_matrix(x[rows], z, kernel, **parameters)
@@ -215,18 +214,3 @@ def _parameter(value: Any, x: Tensor) -> Any:
 
 def _as(parameters: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return {name: value.to(dtype) if isinstance(value, Tensor) else value for name, value in parameters.items()}
-
-
-@contextmanager
-def _progress(verbose: bool, title: str, total: float) -> Iterator[Callable[[float, str], None]]:
-    """Give show(done, text), which moves a progress bar where one is wanted and rich is installed."""
-    try:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-    except ImportError:
-        verbose = False
-    if not verbose:
-        yield lambda done, text: None
-        return
-    with Progress(TextColumn(title), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda done, text: progress.update(task, completed=done, description=text)

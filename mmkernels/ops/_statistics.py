@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmkernels import _check
-from mmkernels._dispatch import compute_dtype
+from mmkernels._dispatch import compute_dtype, no_autocast
 from mmkernels.autograd.covariance import scatter
 
 _SAMPLE = 256  # rows whose mean is subtracted before products are formed, drawn evenly over all
@@ -77,7 +77,7 @@ def check_weights(weights: object, like: Tensor) -> Tensor | None:
             f"weights must have shape (N,) or (*batch, N) = {tuple(like.shape[:-1])}, got {tuple(t.shape)}"
         )
     _check.on_device("weights", t, like)
-    return t.reshape(-1, like.shape[-2]).to(compute_dtype(like.dtype))
+    return t.reshape(t.shape[:-1].numel(), like.shape[-2]).to(compute_dtype(like.dtype))
 
 
 def check_present(present: object, views: Sequence[Tensor]) -> Tensor | None:
@@ -121,15 +121,22 @@ def statistics(
     at = n if n.shape[-1] == 1 else n[:, :, of_view(sizes, shift.device)]
     residuals = Statistics(sums / at, products, n, sizes)
     r = residuals.pair_means()
-    means = shift[:, None] + residuals.means
-    return residuals._replace(means=means, scatter=products - residuals.over_pairs(n) * r * r.mT)
+    products = products - residuals.over_pairs(n) * (r * r.mT)
+    result = residuals._replace(means=shift[:, None] + residuals.means, scatter=products)
+    # What a constant feature has left is the rounding of its mean, no variance.
+    rounding = torch.finfo(shift.dtype).eps / 10 * result.mean.detach()
+    variances = products.detach().diagonal(dim1=1, dim2=2) / result.over_pairs(n.detach()).diagonal(dim1=1, dim2=2)
+    constant = variances <= rounding.square()
+    return result._replace(scatter=products.masked_fill(constant[:, None] | constant[..., None], 0))
 
 
 def _weight_of_pairs(N: int, weights: Tensor | None, present: Tensor | None, like: Tensor) -> Tensor:
     if present is None:
         return like.new_full((1, 1, 1), N) if weights is None else weights.sum(1)[:, None, None]
     weighted = present if weights is None else present * weights[:, None]
-    return weighted @ present.mT
+    with no_autocast(like):
+        n = weighted @ present.mT
+    return (n + n.mT) / 2  # symmetric to the last bit
 
 
 @torch.no_grad()

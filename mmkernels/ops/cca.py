@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmkernels import _check
+from mmkernels._dispatch import no_autocast
 from mmkernels.autograd._cholesky import cholesky
 from mmkernels.autograd.cca import canonical_correlations as _correlations
 from mmkernels.autograd.cca import coherence, generalized_eigenvalues
@@ -134,7 +135,9 @@ def cca_loss(
             return -T.square().sum((-2, -1))
         T = T if T.shape[-2] <= T.shape[-1] else T.mT
         eye = torch.eye(T.shape[-2], dtype=T.dtype, device=T.device)
-        return cholesky(eye - T @ T.mT, "1 - rho^2").diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        with no_autocast(x):
+            rest = eye - T @ T.mT
+        return cholesky(rest, "1 - rho^2").diagonal(dim1=-2, dim2=-1).log().sum(-1)
     rho = _correlations(Sxx, Syy, S.xy)[0][..., :components]
     if objective == "gaussian_mi":
         return 0.5 * (torch.log1p(rho) + torch.log1p(-rho.clamp(max=1))).sum(-1)
@@ -248,7 +251,7 @@ def _covariances(
     blocks = []
     for v, view in enumerate(views):
         pair = v % s.n.shape[-1]
-        n = s.n[:, pair, pair].reshape(first.shape[:-2] if len(s.n) > 1 else ())
+        n = s.n[:, pair, pair].reshape(first.shape[:-2] if len(s.n) != 1 else ())
 
         def fourth(v: int = v, view: Tensor = view) -> Tensor:
             mean = S.mean[..., None, S.features(v)]

@@ -115,15 +115,16 @@ def covariance(
     checked = check_views(views)
     first = checked[0]
     correction = _check.number("correction", correction, 0, with_low=True)
-    if weights is None and group is None and first.shape[-2] <= correction:
-        raise ValueError(f"views must have more than {correction:g} row(s), got shape {tuple(first.shape)}")
+    least = correction if weights is None else 0
+    if group is None and first.shape[-2] <= least:
+        raise ValueError(f"views must have more than {least:g} row(s), got shape {tuple(first.shape)}")
     _check.integer("groups", groups, 1)
     w, p = check_weights(weights, first), check_present(present, checked)
     batch = first.shape[:-2]
     if groups > 1:
         checked = [into_groups(v, groups) for v in checked]
         batch = checked[0].shape[:-2]
-        if w is not None and len(w) > 1:
+        if w is not None and len(w) != 1:
             w = w.repeat_interleave(groups, 0)
     s = statistics(checked, w, p, group)
     return finished(s, batch, correction)
@@ -139,7 +140,7 @@ def into_groups(view: Tensor, groups: int) -> Tensor:
 def finished(s: Statistics, batch: torch.Size, correction: float) -> Covariance:
     """The covariance of such sums, with the batch dimensions that the views had."""
     D = s.mean.shape[-1]
-    n = s.n.reshape(*((*batch, *s.n.shape[1:]) if len(s.n) > 1 else s.n.shape[1:]))
+    n = s.n.reshape(*((*batch, *s.n.shape[1:]) if len(s.n) != 1 else s.n.shape[1:]))
     return Covariance(
         s.mean.reshape(*batch, D),
         (s.scatter / (s.over_pairs(s.n) - correction)).reshape(*batch, D, D),

@@ -102,7 +102,8 @@ class RunningCovariance:
         n, means, scatter, sizes = self._sums
         complete = bool((n == n[0, 0]).all())
         s = Statistics(means[None, :1] if complete else means[None], scatter[None], n[None], sizes)
-        return finished(s._replace(n=s.n[:, :1, :1]) if complete else s, torch.Size(), correction)
+        s = s._replace(n=s.n[:, :1, :1]) if complete else s
+        return finished(s._replace(scatter=s.scatter / (s.over_pairs(s.n) > 0)), torch.Size(), correction)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums as tensors on the CPU, for torch.save."""
@@ -179,5 +180,5 @@ class _Sums(NamedTuple):
         share = new.n / torch.where(n > 0, n, 1)
         difference = new.means - self.means
         pairs = difference.mT[:, view]
-        between = (self.n * share)[view][:, view] * pairs * pairs.mT
+        between = (self.n * share)[view][:, view] * (pairs * pairs.mT)
         return _Sums(n, self.means + share[:, view] * difference, self.scatter + new.scatter + between, self.sizes)

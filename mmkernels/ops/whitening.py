@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mmkernels import _check
+from mmkernels._dispatch import no_autocast
 from mmkernels.autograd import inverse_sqrt as _inverse_sqrt
 from mmkernels.autograd._cholesky import cholesky
 from mmkernels.ops._regularize import Shrinkage, check_reg, check_shrinkage, regularized
@@ -69,9 +70,7 @@ def inverse_sqrt(cov: Tensor, method: str = "eigh", *, iterations: int | None = 
         eye = torch.eye(t.shape[-1], dtype=t.dtype, device=t.device).expand_as(t)
         inverse: Tensor = torch.linalg.solve_triangular(L, eye, upper=False)
         return inverse
-    if iterations is not None:
-        return _inverse_sqrt.newton_schulz(t, iterations)
-    return _inverse_sqrt.inverse_sqrt(t, method == "newton_schulz")
+    return _symmetric(t, method, iterations, regularized=False)
 
 
 def check_iterations(iterations: object, solver: str) -> None:
@@ -82,18 +81,25 @@ def check_iterations(iterations: object, solver: str) -> None:
             raise ValueError(f"iterations belong to 'newton_schulz', got {iterations} and {solver!r}")
 
 
-def whitening_matrix(S: Tensor, method: str, solver: str, iterations: int | None) -> Tensor:
+def whitening_matrix(S: Tensor, method: str, solver: str, iterations: int | None, regularized: bool) -> Tensor:
     """W (..., D, D) of data whose covariance is S: W S W' = 1."""
     if method == "cholesky":
         return inverse_sqrt(S, "cholesky")
     if method == "pca":
-        return _inverse_sqrt.principal(S)
+        return _inverse_sqrt.principal(S, regularized)
     if method == "zca":
-        return inverse_sqrt(S, solver, iterations=iterations)
+        return _symmetric(S, solver, iterations, regularized)
     deviations = S.diagonal(dim1=-2, dim2=-1).sqrt()
     deviations = torch.where(deviations > 0, deviations, 1)  # a constant feature leaves R singular, which is said
     correlation = S / (deviations[..., :, None] * deviations[..., None, :])
-    return inverse_sqrt(correlation, solver, iterations=iterations) / deviations[..., None, :]
+    return _symmetric(correlation, solver, iterations, regularized) / deviations[..., None, :]
+
+
+def _symmetric(S: Tensor, solver: str, iterations: int | None, regularized: bool) -> Tensor:
+    with no_autocast(S):
+        if iterations is not None:
+            return _inverse_sqrt.newton_schulz(S, iterations)
+        return _inverse_sqrt.inverse_sqrt(S, solver == "newton_schulz", regularized)
 
 
 def whiten(
@@ -109,17 +115,17 @@ def whiten(
     r"""Rows of x, centred and made uncorrelated with variance 1.
 
     .. math::
-        z_i = W (x_i - \mu), \qquad W \Sigma W^\top = 1
+        z_i = W (x_i - \mu), \qquad W \Sigma W^\top = 1, \qquad \Sigma = V \Lambda V^\top = L L^\top
 
     | method | W | z |
     |---|---|---|
     | `zca` | :math:`\Sigma^{-1/2}` | closest to x |
-    | `zca_cor` | :math:`R^{-1/2}\,\mathrm{diag}(\Sigma)^{-1/2}` | each feature most correlated with its own; R: correlations |
+    | `zca_cor` | :math:`R^{-1/2}\,\mathrm{diag}(\Sigma)^{-1/2}` | feature by feature most correlated with x |
     | `pca` | :math:`\Lambda^{-1/2} V^\top` | principal components, of the largest variance first |
     | `cholesky` | :math:`L^{-1}` | each feature without what those before it say |
 
-    The gradient goes through mean and covariance, and is exact where eigenvalues repeat; that of "pca", whose axes are
-    not defined there, holds them fixed among each other, and is of first order only.
+    R is the correlation matrix. The gradient goes through mean and covariance, and is exact where eigenvalues repeat;
+    that of "pca", whose axes are not defined there, holds them fixed among each other, and is of first order only.
 
     Args:
         x: (*batch, N, D) in float16, bfloat16, float32 or float64; covariance over N - 1.
@@ -145,7 +151,7 @@ def whiten(
 
     Example:
         >>> import torch, mmkernels
-        >>> z = mmkernels.whiten(torch.randn(100, 3) @ torch.randn(3, 3))
+        >>> z = mmkernels.whiten(torch.randn(100, 3))
         >>> bool((z.T.cov() - torch.eye(3)).abs().max() < 1e-4)
         True
     """
@@ -157,7 +163,8 @@ def whiten(
     mean, cov, n, _ = covariance(grouped)
     z = (grouped - mean[..., None, :]).to(cov.dtype)
     S = regularized(cov, n, ridge, shrink, lambda: z.square().sum(-1).square().sum(-1))
-    z = z @ whitening_matrix(S, method, solver, iterations).mT
+    with no_autocast(x):
+        z = z @ whitening_matrix(S, method, solver, iterations, ridge > 0 or shrink is not None).mT
     return (z.transpose(-3, -2).flatten(-2) if groups > 1 else z).to(x.dtype)
 
 
