@@ -125,8 +125,8 @@ class Whitening(nn.Module):
         z_i = W (x_i - \mu), \qquad W (\Sigma + \mathrm{reg}) W^\top = 1
 
     `mmkernels.whiten` with running averages of mean and covariance, from which evaluation takes W. Decorrelated batch
-    normalisation is the default; IterNorm is `solver="newton_schulz", iterations=5`; the whitening of W-MSE is
-    `method="cholesky", sub_batch=2 * num_features`.
+    normalisation is the default; `solver="newton_schulz", iterations=5` is IterNorm, by the coupled iteration, which
+    comes closer in as many steps; `method="cholesky", sub_batch=2 * num_features` is the whitening of W-MSE.
 
     Args:
         num_features: D.

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mmkernels.autograd._cholesky import cholesky
+from mmkernels.autograd._once import once
 
 
 def coherence(Sxx: Tensor, Syy: Tensor, Sxy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,15 +38,15 @@ class CanonicalCorrelations(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         rho, a, b = output
         ctx.mark_non_differentiable(a, b)
-        ctx.save_for_backward(rho, a, b)
+        ctx.save_for_backward(rho, a, b, *inputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
-        rho, a, b = ctx.saved_tensors
+        rho, a, b, *covariances = ctx.saved_tensors
         g = torch.where(rho > max(a.shape[-2], b.shape[-2]) * torch.finfo(rho.dtype).eps, grad, 0)
         ag, bg = a * (-g * rho / 2)[..., None, :], b * (-g * rho / 2)[..., None, :]
-        return ag @ a.mT, bg @ b.mT, (a * g[..., None, :]) @ b.mT
+        gradients = ag @ a.mT, bg @ b.mT, (a * g[..., None, :]) @ b.mT
+        return once("a canonical correlation", gradients, grad, *covariances)
 
 
 class GeneralizedEigenvalues(torch.autograd.Function):
@@ -75,14 +75,14 @@ class GeneralizedEigenvalues(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.sizes = [block.shape[-1] for block in inputs[2:]]
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*output)
+        ctx.save_for_backward(*output, *inputs[1:])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
-        values, w = ctx.saved_tensors
+        values, w, *matrices = ctx.saved_tensors
         blocks = ((part * (-grad * values)[..., None, :]) @ part.mT for part in torch.split(w, ctx.sizes, -2))
-        return None, (w * grad[..., None, :]) @ w.mT, *blocks
+        gradients = (w * grad[..., None, :]) @ w.mT, *blocks
+        return None, *once("an eigenvalue", gradients, grad, *matrices)
 
 
 def canonical_correlations(Sxx: Tensor, Syy: Tensor, Sxy: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from mmkernels.autograd._once import once
 
 STEPS = 50  # enough for any condition number below 1 / eps
 
@@ -80,18 +81,17 @@ class Eigenvectors(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1], output)
+        ctx.save_for_backward(inputs[0], inputs[1], output)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        roots, V = ctx.saved_tensors
+        S, roots, V = ctx.saved_tensors
         values = roots.square().flip(-1)
         gaps = values[..., None, :] - values[..., :, None]
         repeated = gaps.abs() <= V.shape[-1] * torch.finfo(V.dtype).eps * values[..., :1, None]
         inside = torch.where(repeated, 0, (V.mT @ grad) / torch.where(repeated, 1, gaps))
         dS = V @ inside @ V.mT
-        return (dS + dS.mT) / 2, None, None
+        return *once("an eigenvector", [(dS + dS.mT) / 2], grad, S), None, None
 
 
 def _positive(values: Tensor, regularized: bool) -> Tensor:

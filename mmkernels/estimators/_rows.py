@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -54,13 +55,22 @@ def pieces(
     for start in range(0, N, step):
         rows = slice(start, min(start + step, N))
         yield rows, [_tensor(view[rows], dtype, device) for view in views]
+        for view in views:
+            _release(view)
 
 
 def _base(a: NDArray[Any]) -> Any:
     """The array that owns the memory."""
-    while not isinstance(a, np.memmap) and isinstance(a.base, np.ndarray):
+    while isinstance(a.base, np.ndarray):
         a = a.base
     return a
+
+
+def _release(view: NDArray[Any]) -> None:
+    """Give back the memory of a read-only file that has been read; the system keeps it cached while there is room."""
+    file = getattr(_base(view), "_mmap", None)
+    if file is not None and not view.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
+        file.madvise(mmap.MADV_DONTNEED)
 
 
 def _tensor(a: NDArray[Any], dtype: type, device: torch.device) -> Tensor:

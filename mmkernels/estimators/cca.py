@@ -155,7 +155,8 @@ class RidgeCCA(_Linear):
             which choose it from the data; one or a pair.
         verbose: show progress, where rich is installed.
 
-    Attributes, input and dtypes: as `CCA`; correlations_ are the maxima above.
+    Attributes, input and dtypes: as `CCA`; correlations_ are the maxima above, which a shrinkage can take
+    above 1; `correlations(X, y)` gives the correlations themselves.
 
     Source: Vinod 1976; Ledoit and Wolf 2004; Chen et al. 2010 (OAS).
 

@@ -207,8 +207,8 @@ class MCCA(_ManyViews):
     r"""Multi-set canonical correlation analysis (SUMCOR): variates whose covariances between views are largest.
 
     .. math::
-        (\Sigma - \mathrm{blockdiag}(\Sigma_{vv}))\, w = \lambda\, \mathrm{blockdiag}(B_v)\, w, \qquad
-        B_v = (1 - s)\,\Sigma_{vv} + (s\,\mathrm{tr}(\Sigma_{vv})/D_v + \mathrm{reg})\, 1
+        \sum_{u \ne v} \Sigma_{vu}\, w_u = \lambda\, B_v\, w_v, \qquad
+        B_v = (1 - s_v)\,\Sigma_{vv} + (s_v\,\mathrm{tr}(\Sigma_{vv})/D_v + \mathrm{reg})\, 1
 
     With two views it is `CCA` (or `RidgeCCA`); :math:`\lambda = V - 1` where V views agree. Directions without variance
     are left out, with a warning.
@@ -251,11 +251,11 @@ class GCCA(_ManyViews):
     r"""Generalized canonical correlation analysis (MAXVAR): variates that all views predict best.
 
     .. math::
-        \max_G \sum_v \lVert P_v\, G\rVert^2, \qquad P_v = X_v (X_v^\top X_v + (N - 1) R_v)^{-1} X_v^\top
+        \max_G \sum_v \mathrm{tr}(G^\top P_v\, G), \qquad P_v = \tfrac{1}{N - 1} X_v B_v^{-1} X_v^\top
 
-    with G (N, K) of orthogonal columns. The eigenvectors of an N x N matrix that is never formed: they are
-    :math:`\sum_v X_v w_v` with :math:`\Sigma w = \lambda\, \mathrm{blockdiag}(B_v)\, w`, D x D. :math:`\lambda` is in
-    [0, V], V where the views agree. Without regularisation it is `MCCA` with :math:`\lambda` larger by 1.
+    with centred views, B_v as in `MCCA`, and G (N, K) of orthonormal columns. The eigenvectors of an N x N matrix that is never formed: they are
+    :math:`\sum_v X_v w_v` with :math:`\Sigma w = \lambda\, \mathrm{blockdiag}(B_v)\, w`, D x D. Without regularisation it
+    is `MCCA` with :math:`\lambda` larger by 1, V where the views agree.
 
     Args, attributes, input and dtypes: as `MCCA`.
 

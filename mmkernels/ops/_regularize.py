@@ -43,7 +43,7 @@ def regularized(
     """
     D = S.shape[-1]
     mean = S.diagonal(dim1=-2, dim2=-1).mean(-1)
-    s: Tensor | float | None
+    s: Tensor | float
     if shrinkage == "oas":
         s = _oas(S, mean, n)
     elif shrinkage == "ledoit_wolf":
@@ -52,14 +52,15 @@ def regularized(
         s = _ledoit_wolf(S, mean, n, fourth())
     else:
         assert not isinstance(shrinkage, str)
-        s = shrinkage
-    ridge: Tensor | float = reg
-    if s is not None:
+        s = 0.0 if shrinkage is None else float(shrinkage)
+    if isinstance(s, Tensor) or s:
         ridge = (s * mean + reg)[..., None]
         S = (1 - s)[..., None, None] * S if isinstance(s, Tensor) else (1 - s) * S
-    elif not reg:
+    elif reg:
+        ridge = S.new_full((1,), reg)
+    else:
         return S
-    return S + torch.diag_embed(torch.as_tensor(ridge, dtype=S.dtype, device=S.device).expand(*S.shape[:-2], D))
+    return S + torch.diag_embed(ridge.expand(*S.shape[:-2], D))
 
 
 def _oas(S: Tensor, mean: Tensor, n: Tensor) -> Tensor:

@@ -125,8 +125,10 @@ def statistics(
     result = residuals._replace(means=shift[:, None] + residuals.means, scatter=products)
     # What a constant feature has left is the rounding of its mean, no variance.
     rounding = torch.finfo(shift.dtype).eps / 10 * result.mean.detach()
-    variances = products.detach().diagonal(dim1=1, dim2=2) / result.over_pairs(n.detach()).diagonal(dim1=1, dim2=2)
-    constant = variances <= rounding.square()
+    variances = products.detach().diagonal(dim1=1, dim2=2)
+    constant = variances <= rounding.square_() * result.over_pairs(n.detach()).diagonal(dim1=1, dim2=2)
+    if shift.device.type == "cpu" and not torch.compiler.is_compiling() and not constant.any():
+        return result
     return result._replace(scatter=products.masked_fill(constant[:, None] | constant[..., None], 0))
 
 

@@ -53,7 +53,9 @@ def canonical_correlations(
         weights, present, group: as in `covariance`.
 
     Returns:
-        (*batch, k), in [0, 1] up to rounding (`present` may exceed 1): float32, or float64 for float64.
+        `(*batch, k)` in float32, or float64 for float64. They are in [0, 1] up to rounding. Two things can take them
+        above 1: a shrinkage, which lowers the large variances, and `present`, whose covariances come from different
+        rows.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -96,7 +98,8 @@ def cca_loss(
     | `gaussian_mi` | :math:`\frac12 \sum_{i \le k} \log(1 - \rho_i^2)` | minus the information of Gaussians, nats |
 
     The correlations :math:`\rho_i` are those of `canonical_correlations`. Values and gradients are finite with constant
-    features, repeated correlations and fewer rows than features, as long as reg or a shrinkage is positive.
+    features, repeated correlations and fewer rows than features, as long as reg or a shrinkage is positive. A shrinkage
+    can take correlations above 1, where "gaussian_mi" is not defined: it takes reg only.
     "sum_squares" and "gaussian_mi" without k have derivatives of any order, the others of first order.
 
     Args:
@@ -127,6 +130,8 @@ def cca_loss(
         >>> mmkernels.cca_loss(x, y).backward()
     """
     _check.choice("objective", objective, OBJECTIVES)
+    if objective == "gaussian_mi" and shrinkage is not None:
+        raise ValueError(f"objective 'gaussian_mi' takes reg, no shrinkage, got {shrinkage!r}")
     S, Sxx, Syy = _two_views(x, y, reg, shrinkage, weights, present, group)
     components = _components(k, S.sizes)
     if k is None and objective != "sum":
@@ -157,17 +162,17 @@ def gcca_loss(
 
     .. math::
         L = -\sum_{i \le k} \lambda_i\Big(\sum_v P_v\Big), \qquad
-        P_v = X_v (X_v^\top X_v + (N - 1) R_v)^{-1} X_v^\top
+        P_v = \tfrac{1}{N - 1} X_v B_v^{-1} X_v^\top
 
-    with centred views and :math:`\lambda_i` the largest eigenvalues of an N x N matrix that is never formed: they are
-    those of :math:`\Sigma w = \lambda B w` with D x D matrices, D = sum D_v, and B the regularised covariances of the
-    views on the diagonal. The loss is in [-k V, 0] and -k V where V views agree. Gradients, of first order, are
+    with centred views, B_v their regularised covariances, and :math:`\lambda_i` the largest eigenvalues of an N x N
+    matrix that is never formed: they are those of :math:`\Sigma w = \lambda B w` with D x D matrices, D = sum D_v, and B the regularised covariances of the
+    views on the diagonal. The loss is at most 0, and -k V where V views agree and nothing is regularised. Gradients, of first order, are
     :math:`w w^\top` and :math:`-\lambda w w^\top`: nothing is divided by a difference of eigenvalues.
 
     Args:
         views: V >= 1 tensors (*batch, N, D_v) in float16, bfloat16, float32 or float64, of one dtype and device.
         k: how many variates; None takes the smallest D_v.
-        reg: R_v is reg times the identity; one number, or one for each view.
+        reg: added to the variances, one number, or one for each view.
         shrinkage: as in `canonical_correlations`, one or one for each view.
         weights: (N,) or (*batch, N), as in `covariance`.
         group: a torch.distributed process group, as in `cca_loss`.

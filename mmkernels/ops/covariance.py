@@ -95,9 +95,10 @@ def covariance(
             DDP's mean over processes they are those of one process with all rows).
 
     Returns:
-        A `Covariance`: mean (*batch, D), cov (*batch, D, D) with blocks `xx`, `xy`, `yy`, `block(u, v)`; with
-        groups > 1 they have a dimension of that size more, before their features. float32 for 16-bit and float32
-        views (also under autocast), float64 for float64. Gradients in views and weights of any order.
+        A `Covariance` with `mean` of shape `(*batch, D)` and `cov` of shape `(*batch, D, D)`, whose blocks are `xx`,
+        `xy`, `yy` and `block(u, v)`. With groups > 1 they have a dimension of that size more, before their features.
+        float32 for 16-bit and float32 views (also under autocast), float64 for float64. Gradients in views and weights
+        of any order.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

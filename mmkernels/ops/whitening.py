@@ -138,7 +138,7 @@ def whiten(
         iterations: of "newton_schulz", fixed; None runs until convergence.
 
     Returns:
-        (*batch, N, D), x's dtype; the covariance of its rows is the identity, less where regularised.
+        `(*batch, N, D)`, x's dtype; the covariance of its rows is the identity if nothing was regularised.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

@@ -23,22 +23,21 @@ def covariance_fwd(
     """Return the scatter z'z (B, D, D) and the sums f'z (B, 1 or V, D) of z = factors * (views - shift)."""
     B, D = shift.shape
     F = 1 if factors is None else factors.shape[1]
-    scatter, sums = (shift.new_zeros(B, *size, dtype=torch.float64) for size in ((D, D), (F, D)))
-    part = torch.zeros_like(scatter, dtype=shift.dtype)
+    total: Tensor | None = None
+    part, sums = shift.new_zeros(B, D, D), shift.new_zeros(B, F, D, dtype=torch.float64)
     for count, (batch, rows, z) in enumerate(_chunks(views, shift, factors), 1):
         if len(z) == 1:
-            total, one = part[batch.start], z[0]
+            out, one = part[batch.start], z[0]
             for start in range(0, D, _BLOCK):
-                total[start : start + _BLOCK, start:].addmm_(one[:, start : start + _BLOCK].mT, one[:, start:])
+                out[start : start + _BLOCK, start:].addmm_(one[:, start : start + _BLOCK].mT, one[:, start:])
         else:
             part[batch].baddbmm_(z.mT, z)
         sums[batch] += z.sum(1, keepdim=True) if factors is None else _of(factors, batch)[..., rows] @ z
         if count % _FLUSH == 0:
-            scatter += part
+            total = part.double() if total is None else total.add_(part)
             part.zero_()
-    scatter += part
-    scatter = scatter.triu() + scatter.triu(1).mT
-    return scatter.to(shift.dtype), sums.to(shift.dtype)
+    scatter = part if total is None else total.add_(part).to(shift.dtype)
+    return scatter.triu() + scatter.triu(1).mT, sums.to(shift.dtype)
 
 
 def covariance_bwd(
