@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmkernels import _check
+from mmkernels.ops._autocast import without_autocast
 from mmkernels.ops._regularize import regularized
 from mmkernels.ops.contrastive import clip_loss_and_accuracy, info_nce
 from mmkernels.ops.covariance import covariance, into_groups
@@ -198,10 +199,12 @@ class Whitening(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the whitened x, (N, D) or (N, D, ...)."""
+        return without_autocast(self._forward)(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Tensor) and x.ndim > 2:
             rows = x.movedim(1, -1)
-            z: Tensor = self(rows.flatten(0, -2))
-            return z.view(rows.shape).movedim(-1, 1)
+            return self._forward(rows.flatten(0, -2)).view(rows.shape).movedim(-1, 1)
         _check.embeddings("x", x)
         if x.shape[1] != self.num_features:
             raise ValueError(f"x must have {self.num_features} features, got shape {tuple(x.shape)}")

@@ -39,9 +39,12 @@ def tree(tmp_path_factory):
 
 
 def write_op_tests(tree, body):
-    (tree / "tests/ops").mkdir(parents=True, exist_ok=True)
-    for name in ("test_logsumexp", "test_info_nce", "test_neighbors", "test_matmul"):
-        (tree / f"tests/ops/{name}.py").write_text(f"def {name}():\n    {body}\n")
+    names = ("test_logsumexp", "test_info_nce", "test_neighbors", "test_matmul", "test_covariance", "test_cca")
+    for folder in ("ops", "estimators"):
+        (tree / "tests" / folder).mkdir(parents=True, exist_ok=True)
+        (tree / "tests" / folder / "__init__.py").touch()
+        for name in names:
+            (tree / f"tests/{folder}/{name}.py").write_text(f"def {name}():\n    {body}\n")
 
 
 def python(tree, *arguments):
@@ -70,6 +73,10 @@ def test_every_candidate_is_measured(results):
         "ranks",
         "kernel_matmul",
         "kernel_matmul_16",
+        "covariance",
+        "cca",
+        "cca_loss",
+        "gcca_loss",
     }
     benchmarks = {b["extra_info"]["pass"]: b for b in data["benchmarks"] if b["extra_info"]["op"] == "info_nce"}
     assert set(benchmarks) >= {"forward", "forward+backward"}
@@ -119,7 +126,7 @@ def test_report(results, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"Page: {tmp_path / 'benchmarks.md'}\n"
     page = (tmp_path / "benchmarks.md").read_text()
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", page)
-    assert len(pictures) == 7  # two passes of three ops, one of ranks
+    assert len(pictures) == 12  # two passes of four ops, one of four
     assert all((tmp_path / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
     assert "| 64 | 512 | float32 | **mmkernels** |" in page
     assert "torch.compile: it compiles for seconds" in page

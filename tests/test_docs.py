@@ -73,6 +73,7 @@ def test_calls_of_the_table_run():
     one, many = torch.tensor(2.0), torch.rand(16)
     names = {"x": x, "y": y, "queue": queue, "caption_ids": torch.arange(16) // 2, "logit_scale": one, "scale": one}
     names |= {"log_q": many.log(), "w": many, "v": many, "g": 0.5, "nn": mmkernels.nn, "has_y": many > many.min()}
+    names["estimators"] = importlib.import_module("mmkernels.estimators")
     names |= {name: getattr(mmkernels, name) for name in mmkernels.__all__}
     budget = mmkernels.memory_budget()
     try:

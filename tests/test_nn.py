@@ -79,3 +79,106 @@ def test_info_nce_module_learns_its_temperature(device):
     assert temperature.grad != 0
     assert "learned" in repr(criterion)
     assert "temperature=0.07" in repr(mmkernels.nn.InfoNCE())
+
+
+def mixed(n, d, device):
+    """Correlated features of several scales, far from the origin."""
+    mixing = torch.eye(d) + 0.5 * torch.rand(d, d)
+    return (torch.randn(n, d) @ mixing * torch.linspace(0.5, 3, d) + 100).to(device)
+
+
+OPTIONS = [
+    {},
+    {"method": "zca_cor"},
+    {"method": "pca"},
+    {"method": "cholesky"},
+    {"groups": 2},
+    {"solver": "newton_schulz"},
+    {"method": "cholesky", "sub_batch": 32},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_whitening_decorrelates_and_remembers(options, device):
+    layer = mmkernels.nn.Whitening(6, momentum=0.5, **options).to(device)
+    assert "Whitening(6" in repr(layer)
+    x = mixed(128, 6, device)
+    z = layer(x)
+    size = 6 // options.get("groups", 1)
+    torch.testing.assert_close(z.mean(0), torch.zeros_like(z[0]), atol=1e-3, rtol=0)
+    if "sub_batch" not in options:
+        for part in z.split(size, 1):
+            torch.testing.assert_close(part.T.cov(), torch.eye(size, device=device), atol=1e-3, rtol=0)
+    for _ in range(20):
+        layer(x)
+    torch.testing.assert_close(layer.running_mean, x.mean(0))
+    if "sub_batch" not in options:
+        torch.testing.assert_close(layer.eval()(x), z, atol=1e-3, rtol=1e-3)
+    restored = mmkernels.nn.Whitening(6, **options).to(device).eval()
+    restored.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(restored(x), layer.eval()(x))
+
+
+def test_whitening_of_sub_batches(device):
+    """Every part of the rows is white by itself."""
+    layer = mmkernels.nn.Whitening(4, method="cholesky", sub_batch=32, reg=1e-7).to(device)
+    x = mixed(96, 4, device)
+    torch.manual_seed(3)
+    z = layer(x)
+    torch.manual_seed(3)
+    order = torch.randperm(96, device=device)
+    for part in z[order].view(3, 32, 4):
+        torch.testing.assert_close(part.T.cov(), torch.eye(4, device=device), atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match="multiple of sub_batch = 32 rows, got 95"):
+        layer(x[1:])
+
+
+def test_whitening_of_images_and_dtypes(device):
+    images = mixed(4 * 5 * 3, 6, device).view(4, 5, 3, 6).permute(0, 3, 1, 2)
+    layer = mmkernels.nn.Whitening(6).to(device)
+    z = layer(images)
+    assert z.shape == images.shape
+    rows = images.permute(0, 2, 3, 1).reshape(-1, 6)
+    torch.testing.assert_close(z.permute(0, 2, 3, 1).reshape(-1, 6), mmkernels.nn.Whitening(6).to(device)(rows))
+    assert mmkernels.nn.Whitening(6).to(device)(rows.half() - 100).dtype == torch.float16
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        torch.testing.assert_close(mmkernels.nn.Whitening(6).to(device)(rows), z.permute(0, 2, 3, 1).reshape(-1, 6))
+
+
+def test_whitening_of_constant_features_trains_on(device):
+    layer = mmkernels.nn.Whitening(4).to(device)
+    x = mixed(64, 4, device)
+    x[:, 2] = 3.3
+    x.requires_grad_()
+    layer(x).square().sum().backward()
+    assert x.grad.isfinite().all()
+    x = mixed(3, 4, device).requires_grad_()  # fewer rows than features
+    layer(x).pow(3).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "lda"}, "method must be one of 'zca'"),
+        ({"solver": "newton_schulz", "method": "pca"}, "belongs to 'zca' and 'zca_cor'"),
+        ({"iterations": 5}, "iterations belong to 'newton_schulz'"),
+        ({"groups": 4}, "groups must divide num_features, got 4 and 6"),
+        ({"momentum": 1.5}, "momentum must be at most 1"),
+        ({"reg": 0.0}, "reg must be finite and in"),
+        ({"sub_batch": 12, "group": object()}, "exclude each other"),
+    ],
+)
+def test_whitening_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        mmkernels.nn.Whitening(6, **options)
+
+
+def test_whitening_input(device):
+    layer = mmkernels.nn.Whitening(6).to(device)
+    with pytest.raises(ValueError, match="x must have 6 features, got shape"):
+        layer(torch.randn(10, 5, device=device))
+    with pytest.raises(ValueError, match="more than 1 row"):
+        layer(torch.randn(1, 6, device=device))
+    with pytest.raises(TypeError, match="must be float16"):
+        layer(torch.ones(10, 6, dtype=torch.int64, device=device))

@@ -12,11 +12,11 @@ from scipy.stats import chi2
 from sklearn.utils.validation import check_array, check_is_fitted
 from torch import Tensor
 
-from mmkernels.autograd._cholesky import cholesky
 from mmkernels.estimators._rows import array, device_of, fourth_powers
 from mmkernels.estimators._two_views import TwoViews
 from mmkernels.ops._regularize import Shrinkage, check_reg, check_shrinkage, regularized
 from mmkernels.ops.covariance import Covariance
+from mmkernels.ops.whitening import inverse_sqrt
 
 
 class Significance(NamedTuple):
@@ -235,13 +235,17 @@ class PLS(_Linear):
 
 
 def whitener(B: Tensor, name: str, eps: float) -> Tensor:
-    """K (D, r) with K'BK = 1: the inverse Cholesky factor, or where B is singular its eigenvectors with variance."""
-    eye = torch.eye(len(B), dtype=B.dtype, device=B.device)
+    """K (D, r) with K'BK = 1: the inverse Cholesky factor, or where B is singular its eigenvectors with variance.
+
+    eps is the relative rounding of B.
+    """
     try:
-        K: Tensor = torch.linalg.solve_triangular(cholesky(B, eps=eps), eye, upper=False).mT
-        return K
+        W = inverse_sqrt(B, "cholesky")
+        if (W.diagonal().square() * B.diagonal() * len(B) * eps < 1).all():
+            return W.mT
     except ValueError:
-        values, vectors = torch.linalg.eigh(B)
+        pass
+    values, vectors = torch.linalg.eigh(B)
     kept = values > len(B) * eps * values[-1].clamp(min=0)
     warnings.warn(
         f"{len(B) - int(kept.sum())} of {len(B)} directions of {name} have no variance of their own and are left out: "

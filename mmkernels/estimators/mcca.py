@@ -253,9 +253,10 @@ class GCCA(_ManyViews):
     .. math::
         \max_G \sum_v \mathrm{tr}(G^\top P_v\, G), \qquad P_v = \tfrac{1}{N - 1} X_v B_v^{-1} X_v^\top
 
-    with centred views, B_v as in `MCCA`, and G (N, K) of orthonormal columns. The eigenvectors of an N x N matrix that is never formed: they are
-    :math:`\sum_v X_v w_v` with :math:`\Sigma w = \lambda\, \mathrm{blockdiag}(B_v)\, w`, D x D. Without regularisation it
-    is `MCCA` with :math:`\lambda` larger by 1, V where the views agree.
+    with centred views, B_v as in `MCCA`, and G (N, K) of orthonormal columns. The eigenvectors of an N x N matrix that
+    is never formed: they are :math:`\sum_v X_v w_v` with
+    :math:`\Sigma w = \lambda\, \mathrm{blockdiag}(B_v)\, w`, D x D. Without regularisation it is `MCCA` with
+    :math:`\lambda` larger by 1, V where the views agree.
 
     Args, attributes, input and dtypes: as `MCCA`.
 

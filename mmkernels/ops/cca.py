@@ -13,6 +13,7 @@ from mmkernels._dispatch import no_autocast
 from mmkernels.autograd._cholesky import cholesky
 from mmkernels.autograd.cca import canonical_correlations as _correlations
 from mmkernels.autograd.cca import coherence, generalized_eigenvalues
+from mmkernels.ops._autocast import without_autocast
 from mmkernels.ops._regularize import Shrinkage, check_reg, check_shrinkage, regularized
 from mmkernels.ops._statistics import check_present, check_views, check_weights, statistics
 from mmkernels.ops.covariance import Covariance, finished
@@ -20,6 +21,7 @@ from mmkernels.ops.covariance import Covariance, finished
 OBJECTIVES = ("sum", "sum_squares", "gaussian_mi")
 
 
+@without_autocast
 def canonical_correlations(
     x: Tensor,
     y: Tensor,
@@ -77,6 +79,7 @@ def canonical_correlations(
     return _correlations(Sxx, Syy, S.xy)[0][..., : _components(k, S.sizes)]
 
 
+@without_autocast
 def cca_loss(
     x: Tensor,
     y: Tensor,
@@ -149,6 +152,7 @@ def cca_loss(
     return -(rho if objective == "sum" else rho.square()).sum(-1)
 
 
+@without_autocast
 def gcca_loss(
     views: Sequence[Tensor],
     k: int | None = None,
@@ -165,9 +169,10 @@ def gcca_loss(
         P_v = \tfrac{1}{N - 1} X_v B_v^{-1} X_v^\top
 
     with centred views, B_v their regularised covariances, and :math:`\lambda_i` the largest eigenvalues of an N x N
-    matrix that is never formed: they are those of :math:`\Sigma w = \lambda B w` with D x D matrices, D = sum D_v, and B the regularised covariances of the
-    views on the diagonal. The loss is at most 0, and -k V where V views agree and nothing is regularised. Gradients, of first order, are
-    :math:`w w^\top` and :math:`-\lambda w w^\top`: nothing is divided by a difference of eigenvalues.
+    matrix that is never formed: they are those of :math:`\Sigma w = \lambda B w` with D x D matrices, D = sum D_v, and
+    B the regularised covariances of the views on the diagonal. The loss is at most 0, and -k V where V views agree and
+    nothing is regularised. Gradients, of first order, are :math:`w w^\top` and :math:`-\lambda w w^\top`: nothing is
+    divided by a difference of eigenvalues.
 
     Args:
         views: V >= 1 tensors (*batch, N, D_v) in float16, bfloat16, float32 or float64, of one dtype and device.
@@ -197,6 +202,7 @@ def gcca_loss(
     return -values.sum(-1)
 
 
+@without_autocast
 def mcca_loss(
     views: Sequence[Tensor],
     k: int | None = None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmkernels import _check
+from mmkernels.ops._autocast import without_autocast
 from mmkernels.ops._statistics import Statistics, check_present, check_views, check_weights, statistics
 
 
@@ -64,6 +65,7 @@ class Covariance(NamedTuple):
         return self.mean[..., self.features(1)]
 
 
+@without_autocast
 def covariance(
     *views: Tensor,
     weights: Tensor | None = None,

@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmkernels import _check
-from mmkernels._dispatch import compute_dtype, no_autocast
+from mmkernels._dispatch import compute_dtype
+from mmkernels.ops._autocast import without_autocast
 from mmkernels.ops._statistics import all_reduce, check_views
 
 
+@without_autocast
 def barlow_twins_loss(x: Tensor, y: Tensor, lambd: float = 5e-3, *, eps: float = 1e-5, group: Any = None) -> Tensor:
     r"""The loss of Barlow Twins: the cross-correlation of two views should be the identity.
 
@@ -49,18 +51,18 @@ def barlow_twins_loss(x: Tensor, y: Tensor, lambd: float = 5e-3, *, eps: float =
     _check_pair(x, y, 1)
     lambd = _check.number("lambd", lambd, 0)
     eps = _check.number("eps", eps, 0, with_low=True)
-    with no_autocast(x):
-        (x, y), n = _centred(x, y, group)
-        x, y = (t * (_sums(t.square(), group) / n + eps).rsqrt() for t in (x, y))
-        if group is None and x.shape[0] < x.shape[1]:
-            diagonal = (x * y).sum(0) / n
-            square = ((x @ x.mT) * (y @ y.mT)).sum() / n**2
-        else:
-            C = _reduced(x.mT @ y, group) / n
-            diagonal, square = C.diagonal(), C.square().sum()
-        return (1 - diagonal).square().sum() + lambd * (square - diagonal.square().sum())
+    (x, y), n = _centred(x, y, group)
+    x, y = (t * (_sums(t.square(), group) / n + eps).rsqrt() for t in (x, y))
+    if group is None and x.shape[0] < x.shape[1]:
+        diagonal = (x * y).sum(0) / n
+        square = ((x @ x.mT) * (y @ y.mT)).sum() / n**2
+    else:
+        C = _reduced(x.mT @ y, group) / n
+        diagonal, square = C.diagonal(), C.square().sum()
+    return (1 - diagonal).square().sum() + lambd * (square - diagonal.square().sum())
 
 
+@without_autocast
 def vicreg_loss(
     x: Tensor,
     y: Tensor,
@@ -110,17 +112,17 @@ def vicreg_loss(
     )
     eps = _check.number("eps", eps, 0, with_low=True)
     D = x.shape[1]
-    with no_autocast(x):
-        distance = (x.to(compute_dtype(x.dtype)) - y.to(compute_dtype(y.dtype))).square().sum()
-        centred, n = _centred(x, y, group)
-        loss = alpha * _reduced(distance, group) / (n * D)
-        for t in centred:
-            variances, square = _second_moments(t, n - 1, group)
-            loss = loss + beta / (2 * D) * F.relu(1 - (variances + eps).sqrt()).sum()
-            loss = loss + gamma / D * (square - variances.square().sum())
-        return loss
+    distance = (x.to(compute_dtype(x.dtype)) - y.to(compute_dtype(y.dtype))).square().sum()
+    centred, n = _centred(x, y, group)
+    loss = alpha * _reduced(distance, group) / (n * D)
+    for t in centred:
+        variances, square = _second_moments(t, n - 1, group)
+        loss = loss + beta / (2 * D) * F.relu(1 - (variances + eps).sqrt()).sum()
+        loss = loss + gamma / D * (square - variances.square().sum())
+    return loss
 
 
+@without_autocast
 def sdl_loss(x: Tensor, y: Tensor, lambd: float = 0.01, *, eps: float = 1e-5, group: Any = None) -> Tensor:
     r"""Soft decorrelation (SDL): deep CCA without a matrix inverse.
 
@@ -156,14 +158,13 @@ def sdl_loss(x: Tensor, y: Tensor, lambd: float = 0.01, *, eps: float = 1e-5, gr
     _check_pair(x, y, 1)
     lambd = _check.number("lambd", lambd, 0)
     eps = _check.number("eps", eps, 0, with_low=True)
-    with no_autocast(x):
-        (x, y), n = _centred(x, y, group)
-        x, y = (t * (_sums(t.square(), group) / n + eps).rsqrt() for t in (x, y))
-        loss = _reduced((x - y).square().sum(), group) / (2 * n)
-        for t in (x, y):
-            R = _reduced(t.mT @ t, group) / n
-            loss = loss + lambd * (R.abs().sum() - R.diagonal().sum())
-        return loss
+    (x, y), n = _centred(x, y, group)
+    x, y = (t * (_sums(t.square(), group) / n + eps).rsqrt() for t in (x, y))
+    loss = _reduced((x - y).square().sum(), group) / (2 * n)
+    for t in (x, y):
+        R = _reduced(t.mT @ t, group) / n
+        loss = loss + lambd * (R.abs().sum() - R.diagonal().sum())
+    return loss
 
 
 def _check_pair(x: Tensor, y: Tensor, rows: int) -> None:

@@ -9,6 +9,7 @@ from mmkernels import _check
 from mmkernels._dispatch import no_autocast
 from mmkernels.autograd import inverse_sqrt as _inverse_sqrt
 from mmkernels.autograd._cholesky import cholesky
+from mmkernels.ops._autocast import without_autocast
 from mmkernels.ops._regularize import Shrinkage, check_reg, check_shrinkage, regularized
 from mmkernels.ops._statistics import check_views
 from mmkernels.ops.covariance import covariance, into_groups
@@ -17,6 +18,7 @@ METHODS = ("zca", "pca", "cholesky", "zca_cor")
 SOLVERS = ("eigh", "newton_schulz")
 
 
+@without_autocast
 def inverse_sqrt(cov: Tensor, method: str = "eigh", *, iterations: int | None = None) -> Tensor:
     r"""A matrix W with :math:`W \Sigma W^\top = 1`, for symmetric positive definite :math:`\Sigma`.
 
@@ -102,6 +104,7 @@ def _symmetric(S: Tensor, solver: str, iterations: int | None, regularized: bool
         return _inverse_sqrt.inverse_sqrt(S, solver == "newton_schulz", regularized)
 
 
+@without_autocast
 def whiten(
     x: Tensor,
     method: str = "zca",

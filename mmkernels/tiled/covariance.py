@@ -34,7 +34,7 @@ def covariance_fwd(
             part[batch].baddbmm_(z.mT, z)
         sums[batch] += z.sum(1, keepdim=True) if factors is None else _of(factors, batch)[..., rows] @ z
         if count % _FLUSH == 0:
-            total = part.double() if total is None else total.add_(part)
+            total = part.to(torch.float64, copy=True) if total is None else total.add_(part)
             part.zero_()
     scatter = part if total is None else total.add_(part).to(shift.dtype)
     return scatter.triu() + scatter.triu(1).mT, sums.to(shift.dtype)
