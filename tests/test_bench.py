@@ -39,7 +39,15 @@ def tree(tmp_path_factory):
 
 
 def write_op_tests(tree, body):
-    names = ("test_logsumexp", "test_info_nce", "test_neighbors", "test_matmul", "test_covariance", "test_cca")
+    names = (
+        "test_logsumexp",
+        "test_info_nce",
+        "test_neighbors",
+        "test_matmul",
+        "test_covariance",
+        "test_cca",
+        "test_whitening",
+    )
     for folder in ("ops", "estimators"):
         (tree / "tests" / folder).mkdir(parents=True, exist_ok=True)
         (tree / "tests" / folder / "__init__.py").touch()
@@ -77,6 +85,7 @@ def test_every_candidate_is_measured(results):
         "cca",
         "cca_loss",
         "gcca_loss",
+        "inverse_sqrt",
     }
     benchmarks = {b["extra_info"]["pass"]: b for b in data["benchmarks"] if b["extra_info"]["op"] == "info_nce"}
     assert set(benchmarks) >= {"forward", "forward+backward"}
@@ -126,7 +135,7 @@ def test_report(results, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"Page: {tmp_path / 'benchmarks.md'}\n"
     page = (tmp_path / "benchmarks.md").read_text()
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", page)
-    assert len(pictures) == 12  # two passes of four ops, one of four
+    assert len(pictures) == 13  # two passes of four ops, one of five
     assert all((tmp_path / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
     assert "| 64 | 512 | float32 | **mmkernels** |" in page
     assert "torch.compile: it compiles for seconds" in page
