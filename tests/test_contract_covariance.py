@@ -12,8 +12,9 @@ from tests.conftest import INTERPRETED
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="float64 goes by tiles, and tracing does not enter the interpreter")
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("factors", [None, (1, 1), (2, 1), (1, 3), (2, 3)])
+@pytest.mark.parametrize(
+    ("factors", "autocast"), [(None, False), ((1, 1), False), ((2, 1), False), ((1, 3), False), ((2, 3), True)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_operators(dtype, factors, autocast, device):
     views = [torch.randn(2, 9, d, device=device, dtype=dtype) for d in (3, 1, 4)]
@@ -57,7 +58,8 @@ STEPS = {
 @pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning")  # torch's own
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [(name, "aot_eager") for name in STEPS] + [("covariance", "inductor"), ("sum", "inductor")],
+    [(name, "aot_eager") for name in STEPS if name not in ("correlations", "vicreg")]
+    + [("covariance", "inductor"), ("sum", "inductor")],
 )
 def test_compile(name, backend, device):
     torch._dynamo.reset()
@@ -150,7 +152,6 @@ LOSSES = {
     "sdl": lambda v, **o: mmkernels.sdl_loss(v[0], v[1], **o),
 }
 WITH_WEIGHTS = ("cca", "covariance", "gcca")
-WITH_PRESENT = ("cca", "covariance")
 
 
 def encode(views, matrix):
@@ -162,7 +163,8 @@ def losses(views, matrix, weights, present, group=None):
     encoded = encode(views, matrix)
     out = {name: loss(encoded, group=group) for name, loss in LOSSES.items()}
     out |= {f"{name} weighted": LOSSES[name](encoded, group=group, weights=weights) for name in WITH_WEIGHTS}
-    out |= {f"{name} masked": LOSSES[name](encoded, group=group, present=present) for name in WITH_PRESENT}
+    out["covariance masked"] = LOSSES["covariance"](encoded, group=group, present=present)
+    out["cca masked"] = LOSSES["cca"](encoded, group=group, present=present[:2])
     return {k: (t.item(), torch.autograd.grad(t, matrix, retain_graph=True)[0]) for k, t in out.items()}
 
 

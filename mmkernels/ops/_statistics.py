@@ -123,13 +123,14 @@ def statistics(
     r = residuals.pair_means()
     products = products - residuals.over_pairs(n) * (r * r.mT)
     result = residuals._replace(means=shift[:, None] + residuals.means, scatter=products)
-    # What a constant feature has left is the rounding of its mean, no variance.
+    # What a constant feature has left is the rounding of its mean, no variance. Its value is set to 0, not its gradient.
     rounding = torch.finfo(shift.dtype).eps / 10 * result.mean.detach()
     variances = products.detach().diagonal(dim1=1, dim2=2)
     constant = variances <= rounding.square_() * result.over_pairs(n.detach()).diagonal(dim1=1, dim2=2)
     if shift.device.type == "cpu" and not torch.compiler.is_compiling() and not constant.any():
         return result
-    return result._replace(scatter=products.masked_fill(constant[:, None] | constant[..., None], 0))
+    left = products.detach().masked_fill(~(constant[:, None] | constant[..., None]), 0)
+    return result._replace(scatter=products - left)
 
 
 def _weight_of_pairs(N: int, weights: Tensor | None, present: Tensor | None, like: Tensor) -> Tensor:

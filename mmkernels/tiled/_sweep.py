@@ -33,16 +33,23 @@ def shift(kernel: str, x: Tensor) -> Tensor | None:
     return None if kernel in DOTS or x.shape[1] == 0 else x.detach().mean(1, keepdim=True, dtype=compute_dtype(x.dtype))
 
 
-def steps(kernel: str, x: Tensor, y: Tensor | None, gamma: Tensor, coef: Tensor, buffers: int) -> Iterator[Step]:
-    """Visit every tile, with u = rate * a (+ coef) in the first of its buffers."""
+def steps(
+    kernel: str,
+    x: Tensor,
+    y: Tensor | None,
+    gamma: Tensor,
+    coef: Tensor,
+    buffers: int,
+    storage: Tensor | None = None,
+) -> Iterator[Step]:
+    """Visit every tile, with u = rate * a (+ coef) in the first of its buffers, which lie in storage if given."""
     (B, N, D), M, dtype = x.shape, (x if y is None else y).shape[1], compute_dtype(x.dtype)
     if B == 0 or N == 0 or M == 0:
         return
     side = tile_side(x.dtype)
-    height, width = min(N, side), min(M, side)
-    group = min(B, max(1, side * side // (height * width)))
+    group, size = tile_size(B, N, M, side)
     middle = shift(kernel, x)
-    storage = scratch(x, buffers, group * height * width, dtype)
+    storage = scratch(x, buffers, size, dtype) if storage is None else storage
     for b in slices(B, group):
         c, centre = rate(kernel, gamma[b], coef[b]), None if middle is None else middle[b]
         offset = over_pairs(coef[b]) if kernel in SHIFTED else torch.zeros_like(c)
@@ -65,6 +72,13 @@ def steps(kernel: str, x: Tensor, y: Tensor | None, gamma: Tensor, coef: Tensor,
                     torch.bmm(scaled, torch.cat([yj, y_norms], 2).mT, out=tiles[0])
                     _snap(tiles[0], x_norms, y_norms, c, kernel, y is None and i == j)
                 yield Step(b, i, j, xi, yj, tiles, y is None and i != j)
+
+
+def tile_size(B: int, N: int, M: int, side: int) -> tuple[int, int]:
+    """How many batch entries a step takes, and how many elements its tiles have at most."""
+    height, width = min(N, side), min(M, side)
+    group = min(B, max(1, side * side // max(1, height * width)))
+    return group, group * height * width
 
 
 def _operand(x: Tensor, centre: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -119,48 +133,85 @@ def gradients(
             where that is simpler.
         visit: called with every tile of K, before the tile is used up.
     """
-    (B, N, D), M, dtype = x.shape, (x if y is None else y).shape[1], compute_dtype(x.dtype)
-    need_x, need_y, need_gamma, need_coef = needs[0], needs[1] and y is not None, needs[2], needs[3]
-    if y is None or kernel == L1 or need_gamma or need_coef:
+    if y is None or kernel == L1 or needs[2] or needs[3]:
         factors = None
-    # What is summed over the other side: weights times its rows, and the weights themselves.
-    sum_x = x.new_zeros((B, D + 1, N) if need_x else (0,), dtype=dtype)
-    sum_y = x.new_zeros((B, D + 1, M) if need_y else (0,), dtype=dtype)
-    sums = _ParameterSums(kernel, gamma, coef)
+    sums = PairGradients(x, y, gamma, coef, kernel, degree, needs)
     for step in steps(kernel, x, y, gamma, coef, 5):
-        b, i, j = step.batch, step.rows, step.cols
-        u, k, w, p, spare = step.buffers
+        b = step.batch
+        u, k, _, p, spare = step.buffers
         k = values(kernel, degree, gamma[b], coef[b], u, k, spare)
         if visit is not None:
             visit(step, k)
-        if not any(needs):
-            continue
-        w = slopes(kernel, degree, gamma[b], u, k, w, spare)
+        if any(needs):
+            sums.add(step, k, upstream(step, p) if factors is None else None, factors)
+    return sums.result(factors)
+
+
+class PairGradients:
+    """The gradients of x, y, gamma and coef, summed over tiles in any order."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        gamma: Tensor,
+        coef: Tensor,
+        kernel: str,
+        degree: int,
+        needs: list[bool],
+    ) -> None:
+        (B, N, D), M, dtype = x.shape, (x if y is None else y).shape[1], compute_dtype(x.dtype)
+        self.x, self.y, self.gamma, self.coef, self.kernel, self.degree = x, y, gamma, coef, kernel, degree
+        self.need_x, self.need_y, self.need_gamma, self.need_coef = needs
+        self.need_y = self.need_y and y is not None
+        # What is summed over the other side: weights times its rows, and the weights themselves.
+        self.sum_x = x.new_zeros((B, D + 1, N) if self.need_x else (0,), dtype=dtype)
+        self.sum_y = x.new_zeros((B, D + 1, M) if self.need_y else (0,), dtype=dtype)
+        self.parameters = _ParameterSums(kernel, gamma, coef)
+
+    def add(self, step: Step, k: Tensor, p: Tensor | None, factors: tuple[Tensor, Tensor] | None = None) -> None:
+        """Add a tile of k, which is used up, with p its gradient: for y None that of both pairs (i, j) and (j, i).
+
+        The step has five buffers: u, that of k, and the last one are used; factors stand for p where it is None.
+        """
+        b, i, j, kernel = step.batch, step.rows, step.cols, self.kernel
+        u, w, spare = step.buffers[0], step.buffers[2], step.buffers[4]
+        w = slopes(kernel, self.degree, self.gamma[b], u, k, w, spare)
         right, left = step.y, step.x
-        if factors is None:
-            p = upstream(step, p)
-            share = 0.5 if y is None and not step.mirrored else 1.0  # p holds both pairs (i, j) and (j, i)
-            if need_gamma or need_coef:
-                sums.add(b, share, u, k, p, spare)
+        if p is not None:
+            share = 0.5 if self.y is None and not step.mirrored else 1.0  # p holds both pairs
+            if self.need_gamma or self.need_coef:
+                self.parameters.add(b, share, u, k, p, spare)
             w.mul_(p)
-            if need_gamma or need_coef:
-                sums.add_weights(b, share, u, w, spare)
-            if y is None and i == j and kernel not in DOTS:
+            if self.need_gamma or self.need_coef:
+                self.parameters.add_weights(b, share, u, w, spare)
+            if self.y is None and i == j and kernel not in DOTS:
                 w.diagonal(dim1=1, dim2=2).zero_()  # a row and itself add nothing, not even a rounding
-        else:
+        elif factors is not None:
             right, left = right * factors[1][b, j], left * factors[0][b, i]
-        if need_x:
-            _add(sum_x[b, :, i], w, right, step.y, step.x, kernel)
+        if self.need_x:
+            _add(self.sum_x[b, :, i], w, right, step.y, step.x, kernel)
             if step.mirrored:
-                _add(sum_x[b, :, j], w.mT, left, step.x, step.y, kernel)
-        if need_y:
-            _add(sum_y[b, :, j], w.mT, left, step.x, step.y, kernel)
-    factor, centre = slope_factor(kernel, degree, gamma), shift(kernel, x)
-    outer = (None, None) if factors is None else factors
-    dx = _finish(x, sum_x, factor, centre, kernel, outer[0]) if need_x else sum_x.to(x.dtype)
-    dy = _finish(y, sum_y, factor, centre, kernel, outer[1]) if need_y and y is not None else sum_y.to(x.dtype)
-    dgamma, dcoef = sums.result(factor)
-    return dx, dy, dgamma if need_gamma else dgamma.new_empty(0), dcoef if need_coef else dcoef.new_empty(0)
+                _add(self.sum_x[b, :, j], w.mT, left, step.x, step.y, kernel)
+        if self.need_y:
+            _add(self.sum_y[b, :, j], w.mT, left, step.x, step.y, kernel)
+
+    def result(self, factors: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gradients that were needed, empty tensors for the others."""
+        x, y, kernel = self.x, self.y, self.kernel
+        factor, centre = slope_factor(kernel, self.degree, self.gamma), shift(kernel, x)
+        outer = (None, None) if factors is None else factors
+        dx = _finish(x, self.sum_x, factor, centre, kernel, outer[0]) if self.need_x else self.sum_x.to(x.dtype)
+        dy = self.sum_y.to(x.dtype)
+        if self.need_y and y is not None:
+            dy = _finish(y, self.sum_y, factor, centre, kernel, outer[1])
+        dgamma, dcoef = self.parameters.result(factor)
+        return (
+            dx,
+            dy,
+            dgamma if self.need_gamma else dgamma.new_empty(0),
+            dcoef if self.need_coef else dcoef.new_empty(0),
+        )
 
 
 def _add(total: Tensor, w: Tensor, right: Tensor, y: Tensor, x: Tensor, kernel: str) -> None:
