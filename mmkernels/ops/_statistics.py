@@ -123,7 +123,7 @@ def statistics(
     r = residuals.pair_means()
     products = products - residuals.over_pairs(n) * (r * r.mT)
     result = residuals._replace(means=shift[:, None] + residuals.means, scatter=products)
-    # What a constant feature has left is the rounding of its mean, no variance: its value becomes 0, its gradient stays.
+    # What a constant feature has left is the rounding of its mean: its value becomes 0, its gradient stays.
     rounding = torch.finfo(shift.dtype).eps / 10 * result.mean.detach()
     variances = products.detach().diagonal(dim1=1, dim2=2)
     constant = variances <= rounding.square_() * result.over_pairs(n.detach()).diagonal(dim1=1, dim2=2)
