@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 PACKAGES = (
     *("torch", "triton", "numpy", "open_clip_torch", "memeff", "inf_cl", "cut-cross-entropy"),
-    *("pykeops", "gpytorch", "scikit-learn"),
+    *("pykeops", "cca-zoo", "gpytorch", "scikit-learn"),
 )
 
 
@@ -49,6 +50,7 @@ def describe() -> dict[str, object]:
         "name": name(),
         "hardware": hardware(),
         "threads": torch.get_num_threads(),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY", "the default").lower(),
         "system": platform.system(),
         "python": platform.python_version(),
         "versions": versions | {"torch": torch.__version__},

@@ -107,6 +107,8 @@ def _section(section: Section, out: Path) -> Iterator[str]:
     machine = section.machine
     versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
     threads = "" if machine["device"] == "cuda" else f", {machine['threads']} threads"
+    if machine.get("wait_policy", "passive") != "passive":
+        threads += f" that wait actively (OMP_WAIT_POLICY: {machine['wait_policy']})"
     yield f"## {section.op}, {machine['hardware']}{threads}\n"
     if not section.tested:
         yield "Some of these numbers were taken without running the op's tests first.\n"
