@@ -91,6 +91,14 @@ def canonical_correlations(Sxx: Tensor, Syy: Tensor, Sxy: Tensor) -> tuple[Tenso
     return out
 
 
+def correlations(Sxx: Tensor, Syy: Tensor, Sxy: Tensor) -> Tensor:
+    """The correlations alone, without singular vectors where nobody asks for a gradient."""
+    if torch.is_grad_enabled() and any(S.requires_grad for S in (Sxx, Syy, Sxy)):
+        return canonical_correlations(Sxx, Syy, Sxy)[0]
+    rho: Tensor = torch.linalg.svdvals(coherence(Sxx, Syy, Sxy)[0])
+    return rho
+
+
 def generalized_eigenvalues(k: int, A: Tensor, blocks: list[Tensor]) -> tuple[Tensor, Tensor]:
     """The k largest eigenvalues of A w = lambda B w and their vectors, B given by its diagonal blocks."""
     out: tuple[Tensor, Tensor] = GeneralizedEigenvalues.apply(k, A, *blocks)  # type: ignore[no-untyped-call]

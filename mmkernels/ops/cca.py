@@ -11,8 +11,7 @@ from torch import Tensor
 from mmkernels import _check
 from mmkernels._dispatch import no_autocast
 from mmkernels.autograd._cholesky import cholesky
-from mmkernels.autograd.cca import canonical_correlations as _correlations
-from mmkernels.autograd.cca import coherence, generalized_eigenvalues
+from mmkernels.autograd.cca import coherence, correlations, generalized_eigenvalues
 from mmkernels.ops._autocast import without_autocast
 from mmkernels.ops._regularize import Shrinkage, check_reg, check_shrinkage, regularized
 from mmkernels.ops._statistics import check_present, check_views, check_weights, statistics
@@ -76,7 +75,7 @@ def canonical_correlations(
         True
     """
     S, Sxx, Syy = _two_views(x, y, reg, shrinkage, weights, present, group)
-    return _correlations(Sxx, Syy, S.xy)[0][..., : _components(k, S.sizes)]
+    return correlations(Sxx, Syy, S.xy)[..., : _components(k, S.sizes)]
 
 
 @without_autocast
@@ -146,7 +145,7 @@ def cca_loss(
         with no_autocast(x):
             rest = eye - T @ T.mT
         return cholesky(rest, "1 - rho^2").diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    rho = _correlations(Sxx, Syy, S.xy)[0][..., :components]
+    rho = correlations(Sxx, Syy, S.xy)[..., :components]
     if objective == "gaussian_mi":
         return 0.5 * (torch.log1p(rho) + torch.log1p(-rho.clamp(max=1))).sum(-1)
     return -(rho if objective == "sum" else rho.square()).sum(-1)
