@@ -109,6 +109,30 @@ def _covariance(case: Case) -> None:
         room.covariance_bwd(*shared, *grads, [True] * len(views), case.precision)
 
 
+def _moments(case: Case) -> None:
+    from mmkernels.kernels import moments as room
+
+    x, y = (t[None] for t in _inputs(case))
+    for views in ((x, y), (x,)):
+        V = len(views)
+        gamma, coef, kernel, degree = _kernel(case)
+        shared = (views, [gamma] * V, [coef] * V, [torch.zeros(1)] * V, [kernel] * V, [degree] * V)
+        for squares in (False, True):
+            rows, pairs, product, square = room.moments_fwd(*shared, [True, squares, True, squares], case.precision)
+        room.moments_bwd(*shared, rows, pairs, product, square, [True] * (3 * V), case.precision)
+
+
+def _nearest(case: Case) -> None:
+    from mmkernels.kernels import nearest as room
+
+    x, y = _inputs(case)
+    for views, euclidean in (((x,), False), ((x,), True), ((x, y), True)):
+        for k in (4, 16, 20):
+            values, _ = room.nearest_topk(views, k, euclidean, case.precision)
+        for strict in (False, True):
+            room.nearest_count(views, values[:, -1], euclidean, strict, case.precision)
+
+
 def _kernel(case: Case) -> tuple[Tensor, Tensor, str, int]:
     degree = 3 if case.kernel == "polynomial" else 1
     return torch.ones(1, 2 if case.options else 1), torch.ones(1), case.kernel, degree
@@ -120,6 +144,8 @@ REDUCTIONS: dict[str, Callable[[Case], None]] = {
     "matmul": _matmul,
     "gram": _gram,
     "covariance": _covariance,
+    "moments": _moments,
+    "nearest": _nearest,
 }
 _KERNELS = (
     *("polynomial", "exponential", "sigmoid", "matern12", "matern32", "matern52", "rational_quadratic", "energy"),
@@ -167,6 +193,14 @@ def cases(chip: str, quick: bool) -> Iterator[Case]:
         yield Case("covariance", dtype, 256, precision, options=True)
     for dtype in (bf16, fp32):
         yield Case("covariance", dtype, 100, accurate, options=True, aligned=False)
+    for dtype, precision in ((bf16, "ieee"), (fp16, "ieee"), (fp32, accurate), (fp32, fast), (fp32, "ieee")):
+        for D in (16, 64, 768):
+            yield Case("moments", dtype, D, precision)
+        for kernel in ("energy", "matern52", "polynomial", "laplacian"):
+            yield Case("moments", dtype, 64, precision, kernel=kernel)
+    yield Case("moments", bf16, 100, aligned=False)
+    for D in (1, 3, 64):
+        yield Case("nearest", fp32, D)
     for D in (64, 768):
         yield Case("matmul", fp16, D)
         yield Case("matmul", fp32, D, fast)

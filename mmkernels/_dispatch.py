@@ -54,13 +54,17 @@ def float32_precision(device: torch.device) -> str:
     return "bf16x6" if torch.version.hip else "tf32x3"
 
 
-def _define(reduction: str, name: str, schema: str) -> None:
-    """Define the operator mmkernels::name, served by the function of that name in `kernels` or `tiled`."""
+def _define(reduction: str, name: str, schema: str, views: int | None = None) -> None:
+    """Define the operator mmkernels::name, served by the function of that name in `kernels` or `tiled`.
+
+    Triton kernels serve up to so many views, where the first argument is a list of them.
+    """
 
     def serve(first: Tensor | list[Tensor], *args: object) -> Tensor | tuple[Tensor, ...]:
         x = first if isinstance(first, Tensor) else first[0]
+        triton = serves_triton(x) and (views is None or len(first) <= views)
         with no_autocast(x):
-            result: Tensor | tuple[Tensor, ...] = getattr(_room(reduction, serves_triton(x)), name)(
+            result: Tensor | tuple[Tensor, ...] = getattr(_room(reduction, triton), name)(
                 first, *args, float32_precision(x.device)
             )
             return result
@@ -122,6 +126,22 @@ _define(
     "covariance_bwd",
     "(Tensor[] views, Tensor shift, Tensor? factors, Tensor grad_scatter, Tensor grad_sums, bool[] needs) -> Tensor[]",
 )
+_define(
+    "moments",
+    "moments_fwd",
+    "(Tensor[] views, Tensor[] gammas, Tensor[] coefs, Tensor[] centres, str[] kernels, int[] degrees, bool[4] wants) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    views=2,
+)
+_define(
+    "moments",
+    "moments_bwd",
+    "(Tensor[] views, Tensor[] gammas, Tensor[] coefs, Tensor[] centres, str[] kernels, int[] degrees, "
+    "Tensor grad_rows, Tensor grad_pairs, Tensor grad_product, Tensor grad_square, bool[] needs) -> Tensor[]",
+    views=2,
+)
+_define("nearest", "nearest_topk", "(Tensor[] views, SymInt k, bool euclidean) -> (Tensor, Tensor)", views=2)
+_define("nearest", "nearest_count", "(Tensor[] views, Tensor radii, bool euclidean, bool strict) -> Tensor", views=2)
 
 
 @torch.library.register_fake("mmkernels::logsumexp_fwd")  # type: ignore[untyped-decorator]
@@ -194,6 +214,32 @@ def _covariance_fwd_fake(views: list[Tensor], shift: Tensor, factors: Tensor | N
 @torch.library.register_fake("mmkernels::covariance_bwd")  # type: ignore[untyped-decorator]
 def _covariance_bwd_fake(views: list[Tensor], *args: Any) -> list[Tensor]:
     return [v.new_empty(v.shape if need else (0,)) for v, need in zip(views, args[-1], strict=True)]
+
+
+@torch.library.register_fake("mmkernels::moments_fwd")  # type: ignore[untyped-decorator]
+def _moments_fwd_fake(views: list[Tensor], gammas: list[Tensor], *args: Any) -> tuple[Tensor, ...]:
+    V, (B, N, _), g = len(views), views[0].shape, gammas[0]
+    shapes: tuple[tuple[int, ...], ...] = ((B, V, N), (B, V, V), (B,), (B,))
+    dtypes = (g.dtype, torch.float64, torch.float64, torch.float64)
+    wanted = zip(shapes, dtypes, args[-1], strict=True)
+    return tuple(g.new_empty(shape if want else (0,), dtype=dtype) for shape, dtype, want in wanted)
+
+
+@torch.library.register_fake("mmkernels::moments_bwd")  # type: ignore[untyped-decorator]
+def _moments_bwd_fake(views: list[Tensor], gammas: list[Tensor], coefs: list[Tensor], *args: Any) -> list[Tensor]:
+    tensors = (*views, *gammas, *coefs)
+    return [t.new_empty(t.shape if need else (0,)) for t, need in zip(tensors, args[-1], strict=True)]
+
+
+@torch.library.register_fake("mmkernels::nearest_topk")  # type: ignore[untyped-decorator]
+def _nearest_topk_fake(views: list[Tensor], k: int, euclidean: bool) -> tuple[Tensor, ...]:
+    x = views[0]
+    return tuple(x.new_empty(x.shape[0], k, dtype=dtype) for dtype in (compute_dtype(x.dtype), torch.int64))
+
+
+@torch.library.register_fake("mmkernels::nearest_count")  # type: ignore[untyped-decorator]
+def _nearest_count_fake(views: list[Tensor], radii: Tensor, *args: Any) -> Tensor:
+    return radii.new_empty(radii.shape, dtype=torch.int64)
 
 
 def _fake_gradients(tensors: tuple[Tensor | None, ...], needs: list[bool]) -> tuple[Tensor, ...]:

@@ -31,7 +31,7 @@ def test_every_kernel_is_there_on_each_chip(rows):
 
 def test_products_run_on_tensor_cores(rows):
     products = [row for row in rows if row["product"]]
-    assert len(products) == 2 * 11
+    assert len(products) == 2 * 13
     assert all(row["tensor_cores"] > 0 and row["fp32"] > 0 for row in products)
     assert all(row["exponentials"] > 0 for row in products if not row["kernel"].startswith(("neighbors", "covariance")))
 

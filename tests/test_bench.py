@@ -47,6 +47,8 @@ def write_op_tests(tree, body):
         "test_covariance",
         "test_cca",
         "test_whitening",
+        "test_moments",
+        "test_dependence",
     )
     for folder in ("ops", "estimators"):
         (tree / "tests" / folder).mkdir(parents=True, exist_ok=True)
@@ -86,6 +88,8 @@ def test_every_candidate_is_measured(results):
         "cca_loss",
         "gcca_loss",
         "inverse_sqrt",
+        "hsic",
+        "cka",
     }
     benchmarks = {b["extra_info"]["pass"]: b for b in data["benchmarks"] if b["extra_info"]["op"] == "info_nce"}
     assert set(benchmarks) >= {"forward", "forward+backward"}
@@ -135,7 +139,7 @@ def test_report(results, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"Page: {tmp_path / 'benchmarks.md'}\n"
     page = (tmp_path / "benchmarks.md").read_text()
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", page)
-    assert len(pictures) == 13  # two passes of four ops, one of five
+    assert len(pictures) == 16  # two passes of five ops, one of six
     assert all((tmp_path / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
     assert "| 64 | 512 | float32 | **mmkernels** |" in page
     assert "torch.compile: it compiles for seconds" in page

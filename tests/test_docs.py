@@ -73,7 +73,8 @@ def test_calls_of_the_table_run():
     one, many = torch.tensor(2.0), torch.rand(16)
     names = {"x": x, "y": y, "queue": queue, "caption_ids": torch.arange(16) // 2, "logit_scale": one, "scale": one}
     names |= {"log_q": many.log(), "w": many, "v": many, "g": 0.5, "nn": mmkernels.nn, "has_y": many > many.min()}
-    names["estimators"] = importlib.import_module("mmkernels.estimators")
+    names |= {name: importlib.import_module(f"mmkernels.{name}") for name in ("estimators", "models")}
+    importlib.import_module("mmkernels.models.similarity")
     names |= {name: getattr(mmkernels, name) for name in mmkernels.__all__}
     budget = mmkernels.memory_budget()
     try:

@@ -22,7 +22,7 @@ ROOMS = {
     "estimators": {"_check", "estimators", "ops"},
     "integrations": {"ops", "nn", "distributed"},
     "data": {"data"},
-    "models": {"models", "ops", "nn", "data"},
+    "models": {"_check", "models", "ops", "nn", "data"},
     "_memory": set(),
     "_side_by_side": {"ops", "_memory"},
     "_cases": {"kernels"},

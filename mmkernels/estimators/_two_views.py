@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mmkernels import _check
-from mmkernels.estimators._progress import progress
 from mmkernels.estimators._rows import array, check_view, check_weights, device_of, pieces, summed
+from mmkernels.ops._progress import progress
 from mmkernels.ops.covariance import Covariance
 from mmkernels.ops.running import RunningCovariance
 

@@ -16,9 +16,9 @@ from sklearn.utils import check_random_state, check_scalar
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor
 
-from mmkernels.estimators._progress import progress
 from mmkernels.ops._entries import data_driven
 from mmkernels.ops._kernels import PARAMETERS, check_kernel
+from mmkernels.ops._progress import progress
 from mmkernels.ops._solve import ConvergenceError, solve
 from mmkernels.ops.kernel import kernel_matmul, kernel_matrix
 from mmkernels.ops.operator import KernelOperator, memory_budget

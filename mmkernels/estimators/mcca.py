@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mmkernels import _check
-from mmkernels.estimators._progress import progress
 from mmkernels.estimators._rows import array, check_view, check_weights, device_of, fourth_powers, pieces, summed
 from mmkernels.estimators._two_views import PermutationTest
 from mmkernels.estimators.cca import reconstruction, whitener
+from mmkernels.ops._progress import progress
 from mmkernels.ops._regularize import Shrinkage, check_reg, check_shrinkage, regularized
 from mmkernels.ops.covariance import Covariance
 from mmkernels.ops.running import RunningCovariance

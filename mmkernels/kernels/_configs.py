@@ -126,6 +126,24 @@ _COVARIANCE_GRAD = {
     "interpreter": dict.fromkeys(("single", "ieee"), Tile(256, 128, 128, 4, 1)),
 }
 
+# Two kernel matrices side by side: square tiles, of which those below the diagonal are left out.
+_MOMENTS = {
+    "sm_80": {"half": Tile(64, 64, 32, 8, 2), "single": Tile(32, 32, 32, 4, 2), "ieee": Tile(32, 32, 16, 8, 1)},
+    "sm_90": {"half": Tile(64, 64, 64, 8, 3), "single": Tile(64, 64, 32, 8, 2), "ieee": Tile(32, 32, 16, 8, 1)},
+    "sm_100": {"half": Tile(64, 64, 64, 8, 3), "single": Tile(64, 64, 32, 8, 2), "ieee": Tile(32, 32, 16, 4, 1)},
+    "gfx942": {"half": Tile(64, 64, 32, 4, 1), "single": Tile(32, 32, 32, 4, 1), "ieee": Tile(32, 32, 32, 4, 1)},
+    "interpreter": dict.fromkeys(("half", "single", "ieee"), Tile(128, 128, 128, 4, 1)),
+}
+
+# Distances, a feature at a time: no product. A warp's threads have a row each, and its distances to BLOCK_N columns.
+_NEAREST = {
+    "sm_80": Tile(32, 32, 1, 1, 1),
+    "sm_90": Tile(32, 32, 1, 1, 1),
+    "sm_100": Tile(32, 32, 1, 1, 1),
+    "gfx942": Tile(64, 32, 1, 1, 1),
+    "interpreter": Tile(64, 128, 1, 4, 1),
+}
+
 
 @lru_cache
 def chip(device: torch.device) -> str:
@@ -211,6 +229,19 @@ def covariance_tile(x: Tensor, D: int, precision: str) -> Tile:
 def covariance_grad_tile(x: Tensor, precision: str) -> Tile:
     """The tile of their gradients, whose operands are float32."""
     return _fit(_COVARIANCE_GRAD[chip(x.device)]["ieee" if precision == "ieee" else "single"], x)
+
+
+def moments_tile(x: Tensor, D: int, precision: str) -> Tile:
+    """The tile of sums over kernel matrices of views with up to D features."""
+    tile = _MOMENTS[chip(x.device)][_kind(x, precision)]
+    if D <= tile.BLOCK_D:  # one step: nothing to load ahead
+        return tile._replace(BLOCK_D=max(16, triton.next_power_of_2(D)), num_stages=1)
+    return tile
+
+
+def nearest_tile(x: Tensor) -> Tile:
+    """The tile of distances by direct differences."""
+    return _NEAREST[chip(x.device)]
 
 
 def row_tile(x: Tensor) -> dict[str, int]:

@@ -7,9 +7,15 @@ from mmkernels.tiled._pair import DOTS, L1, formula, slope_formula
 from mmkernels.tiled._tiles import compute_dtype, memory_budget, slices
 
 
-def row_tiles(kernel: str, x: Tensor, y: Tensor) -> list[slice]:
+def row_tiles(kernel: str, x: Tensor, y: Tensor, views: int = 1) -> list[slice]:
     """Rows of x that keep the formula, about forty B x n x M matrices (D times that for signs), within the budget."""
-    alive = 40 * max(1, x.shape[0] * y.shape[1]) * compute_dtype(x.dtype).itemsize * (x.shape[2] if kernel == L1 else 1)
+    alive = (
+        40
+        * views
+        * max(1, x.shape[0] * y.shape[1])
+        * compute_dtype(x.dtype).itemsize
+        * (x.shape[2] if kernel == L1 else 1)
+    )
     return list(slices(x.shape[1], max(1, memory_budget() // alive)))
 
 
@@ -27,7 +33,7 @@ def grad_formula(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
     """`matmul_bwd` of some rows, or `gram_bwd` where v is None, written so that autograd can differentiate it."""
     x, y = _wide(x, centre), _wide(y, centre)
-    signs = (x[:, :, None] - y[:, None]).detach().sign() if kernel == L1 else None
+    signs = _signs(kernel, x, y)
     a = _argument(kernel, x, y, signs)
     p = grad if v is None else grad @ v.to(grad.dtype).mT
     w = p * slope_formula(kernel, degree, a, gamma, coef)
@@ -46,6 +52,18 @@ def grad_formula(
     k, vjp = torch.func.vjp(values, gamma, coef)[:2]
     dgamma, dcoef = vjp(p)
     return dx, dy, None if v is None else k.mT @ grad, dgamma, dcoef
+
+
+def kernel_formula(
+    kernel: str, degree: int, x: Tensor, y: Tensor, gamma: Tensor, coef: Tensor, centre: Tensor | None
+) -> Tensor:
+    """K (B, N, M), differentiable."""
+    x, y = _wide(x, centre), _wide(y, centre)
+    return formula(kernel, degree, _argument(kernel, x, y, _signs(kernel, x, y)), gamma, coef)
+
+
+def _signs(kernel: str, x: Tensor, y: Tensor) -> Tensor | None:
+    return (x[:, :, None] - y[:, None]).detach().sign() if kernel == L1 else None
 
 
 def _argument(kernel: str, x: Tensor, y: Tensor, signs: Tensor | None) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -19,3 +22,11 @@ def progress(verbose: bool, title: str, total: float) -> Iterator[Callable[[floa
     with Progress(TextColumn(title), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as progress:
         task = progress.add_task("", total=total)
         yield lambda done, text: progress.update(task, completed=done, description=text)
+
+
+def track(steps: Sequence[T], title: str, verbose: bool) -> Iterator[T]:
+    """Yield the steps, and move a progress bar where one is wanted and rich is installed."""
+    with progress(verbose, title, len(steps)) as show:
+        for done, step in enumerate(steps, 1):
+            yield step
+            show(done, f"{done} of {len(steps)}")

@@ -1,0 +1,75 @@
+"""How HSIC and CKA are computed where the N x N matrices are stored, by the textbook and by other libraries."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+
+def dense_hsic(x: Tensor, y: Tensor, gamma: Tensor) -> Tensor:
+    """tr(KHLH) / N^2 from stored kernel matrices, centred entry by entry."""
+    K, L = (torch.exp(-gamma * torch.cdist(t, t).square()) for t in (x, y))
+    K = K - K.mean(0) - K.mean(1, keepdim=True) + K.mean()
+    return (K * L).mean()
+
+
+def dense_cka(x: Tensor, y: Tensor) -> Tensor:
+    """The debiased linear CKA from stored Gram matrices, as the packages of that name have it."""
+    K, L = (t @ t.T for t in (x, y))
+    K, L = (G - torch.diag(G.diagonal()) for G in (K, L))
+
+    def hsic(K: Tensor, L: Tensor) -> Tensor:
+        n = len(K)
+        product = (K * L).sum() + K.sum() * L.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (K.sum(0) @ L.sum(0))
+        return product / (n * (n - 3))
+
+    return hsic(K, L) / (hsic(K, K) * hsic(L, L)).sqrt()
+
+
+def ckatorch_cka(x: Tensor, y: Tensor) -> Tensor:
+    """ckatorch's minibatch CKA of one batch: unbiased, in float64."""
+    from ckatorch.core import cka_batch
+
+    return cka_batch(x[None], y[None])
+
+
+def torch_cka(x: Tensor, y: Tensor) -> Tensor:
+    """torch_cka's HSIC, which multiplies the N x N matrices, and the ratio that its comparison of layers forms."""
+    from torch_cka import CKA
+
+    grams = [(t @ t.T).fill_diagonal_(0) for t in (x, y)]
+    class_ = SimpleNamespace(device=x.device)
+    xy, xx, yy = (CKA._HSIC(class_, grams[i], grams[j]) for i, j in ((0, 1), (0, 0), (1, 1)))
+    return torch.tensor(xy / (xx**0.5 * yy**0.5))
+
+
+def bare_products(x: Tensor, y: Tensor, *_: Tensor) -> Tensor:
+    """The floor of pairwise measures: half of x x' and of y y', and of the products with either for gradients."""
+    return _Half.apply(x) + _Half.apply(y)
+
+
+class _Half(torch.autograd.Function):
+    SIDE = 1024
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        """Tiles of x x' on and above the diagonal."""
+        ctx.save_for_backward(x)
+        for i, rows in enumerate(x.split(_Half.SIDE)):
+            for columns in x.split(_Half.SIDE)[i:]:
+                rows @ columns.T
+        return x.new_zeros(())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        """The tiles again, and a product of each with its rows and its columns."""
+        (x,) = ctx.saved_tensors
+        dx = torch.zeros_like(x)
+        for i, (rows, out) in enumerate(zip(x.split(_Half.SIDE), dx.split(_Half.SIDE), strict=True)):
+            for columns, other in list(zip(x.split(_Half.SIDE), dx.split(_Half.SIDE), strict=True))[i:]:
+                tile = rows @ columns.T
+                out.addmm_(tile, columns)
+                other.addmm_(tile.T, rows)
+        return dx
