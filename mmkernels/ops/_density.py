@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -47,8 +46,3 @@ def log_densities(x: Tensor, log_bandwidths: Tensor) -> Tensor:
     """log of the Gaussian kernel density at each row, itself left out, (N,)."""
     N, D = x.shape
     return log_sums(x) - math.log(N - 1) - D / 2 * math.log(2 * math.pi) - log_bandwidths
-
-
-def together(views: Sequence[Tensor]) -> Tensor:
-    """Scaled views side by side: a product of kernels is the kernel of all features."""
-    return torch.cat(list(views), 1)

@@ -34,6 +34,8 @@ def _tree_of(views: Sequence[Tensor], norm: str) -> Any | None:
 
 def nearest(views: Sequence[Tensor], k: int, norm: str) -> tuple[Tensor, Tensor]:
     """The k smallest distances (squared, if Euclidean) of each row to others, and their rows: (N, k) each."""
+    if norm == "max":  # the largest of several maxima is one maximum
+        views = [torch.cat(list(views), 1)]
     tree = _tree_of(views, norm)
     if tree is None:
         values, rows = torch.ops.mmkernels.nearest_topk([v.detach() for v in views], k, norm == "euclidean")

@@ -12,7 +12,8 @@ from torch import Tensor
 from mmkernels import _check
 from mmkernels.ops._autocast import without_autocast
 from mmkernels.ops._entries import data_driven
-from mmkernels.ops._sums import check_options, check_samples, sums
+from mmkernels.ops._sums import check_samples
+from mmkernels.ops.information import kernel_options, matrix_entropy
 from mmkernels.ops.kernel import kernel_matmul, kernel_matrix
 
 METHODS = ("auto", "eigenvalues", "lanczos")
@@ -101,11 +102,9 @@ def renyi_entropy(
         _check.tensor(f"views[{v}]", view, 2)
     alpha = _check.number("alpha", alpha, 0)
     _check.choice("method", method, METHODS)
-    options = check_options(checked, kernel, gamma, parameters)
-    if any(name not in ("rbf", "laplacian", "matern", "rational_quadratic", "cosine") for name, _ in options):
-        raise ValueError(f"kernels must have k(x, x) = 1, got {[name for name, _ in options]}")
+    options = kernel_options(checked, kernel, gamma, parameters)
     if alpha == 2:
-        value = entropy_of_order_2(checked, options)
+        value = matrix_entropy(checked, options)
         return RenyiEstimate(value, torch.zeros_like(value))
     N = len(checked[0])
     if method == "eigenvalues" or (method == "auto" and N <= _EXACT):
@@ -119,12 +118,6 @@ def renyi_entropy(
     return _by_lanczos(
         _one_kernel(checked, options), N, checked[0], alpha, probes, steps, _check.integer("seed", seed, 0)
     )
-
-
-def entropy_of_order_2(views: Sequence[Tensor], options: Sequence[tuple[str, dict[str, Any]]]) -> Tensor:
-    """log N^2 less that of the sum of the squared entries, nats."""
-    s = sums(views, options, square=True, centred=False)
-    return (2 * math.log(s.n) - s.square.log()).to(s.rows.dtype)
 
 
 def _trace(eigenvalues: Tensor, alpha: float) -> Tensor:

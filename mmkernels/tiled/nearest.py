@@ -14,7 +14,7 @@ from mmkernels.tiled._tiles import compute_dtype, scratch, slices, tile, tile_si
 
 
 def _tiles(views: Sequence[Tensor], euclidean: bool) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """Yield the rows and columns of each tile, its distances, infinite on the diagonal, and scratch of its shape."""
+    """Yield the rows and columns of each tile, its distances, NaN on the diagonal, and scratch of its shape."""
     N, dtype = len(views[0]), compute_dtype(views[0].dtype)
     side = tile_side(dtype)
     columns = [x.to(dtype).mT.contiguous() for x in views]
@@ -33,30 +33,32 @@ def _tiles(views: Sequence[Tensor], euclidean: bool) -> Iterator[tuple[slice, sl
                 if v > 0:
                     torch.maximum(far, own, out=far)
             if rows == cols:
-                far.fill_diagonal_(torch.inf)
+                far.fill_diagonal_(torch.nan)
             yield rows, cols, far, difference
 
 
 def nearest_topk(views: Sequence[Tensor], k: int, euclidean: bool, precision: str) -> tuple[Tensor, Tensor]:
-    """Return the k smallest distances of each row to others, ascending, and their rows: (N, k) each."""
+    """Return the k smallest distances of each row to others, ascending, and their rows: (N, k) each.
+
+    Infinity and -1 where overflow and NaN left too few.
+    """
     N, dtype = len(views[0]), compute_dtype(views[0].dtype)
     values = views[0].new_full((N, k), torch.inf, dtype=dtype)
     found = views[0].new_full((N, k), -1, dtype=torch.int64)
     for rows, cols, far, _ in _tiles(views, euclidean):
+        far.nan_to_num_(torch.inf, torch.inf)
         v, j = values[rows], found[rows]
         better = (far.amin(1) < v[:, -1]).nonzero().squeeze(1)  # few rows after the first tiles
         new, at = far[better].topk(min(k, far.shape[1]), largest=False)
         best, chosen = torch.cat([v[better], new], 1).topk(k, largest=False)
         v[better], j[better] = best, torch.cat([j[better], at + cols.start], 1).gather(1, chosen)
-    return values, found
+    return values, found.masked_fill_(values == torch.inf, -1)
 
 
 def nearest_count(views: Sequence[Tensor], radii: Tensor, euclidean: bool, strict: bool, precision: str) -> Tensor:
     """Return how many others are nearer than its radius to each row (strict), or no farther: int64 (N,)."""
     count = radii.new_zeros(len(radii), dtype=torch.int64)
-    for rows, _, far, spare in _tiles(views, euclidean):
-        # the sign of the distance from the edge is -1 inside, 0 on it and 1 outside: its sum is exact
-        sign = torch.sub(far, radii[rows, None], out=spare).sign_()
-        inside = sign.clamp_(max=0).neg_() if strict else sign.clamp_(min=0).neg_().add_(1)
-        count[rows] += inside.sum(1).long()
+    for rows, _, far, _ in _tiles(views, euclidean):
+        edge = radii[rows, None]
+        count[rows] += (far < edge if strict else far <= edge).sum(1)
     return count

@@ -12,7 +12,7 @@ from tests.conftest import INTERPRETED
 
 entropy = mmkernels.entropy
 DIFFERENTIAL = [("gaussian", {}), ("knn", {}), ("knn", {"norm": "euclidean"}), ("kde", {})]
-of_no_kernel = pytest.mark.skipif(INTERPRETED, reason="no Triton kernel serves float64 or these methods")
+in_float64 = pytest.mark.skipif(INTERPRETED, reason="no Triton kernel serves float64")
 
 
 def sample(N, D, device, dtype=torch.float64):
@@ -27,7 +27,7 @@ def assert_equal(got, wanted):
     torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
-@of_no_kernel
+@in_float64
 @pytest.mark.parametrize("D", [1, 3, 15])
 def test_the_textbook_estimators(D, device):
     x = sample(60, D, device)
@@ -42,7 +42,7 @@ def test_the_textbook_estimators(D, device):
         assert_equal(entropy(x, "kde", bandwidth=given), reference.kde_entropy(x, h))
 
 
-@of_no_kernel
+@in_float64
 def test_regularised(device):
     x = torch.cat([sample(60, 2, device)] * 2, 1)
     with pytest.raises(ValueError, match="positive definite"):
@@ -52,7 +52,7 @@ def test_regularised(device):
     assert_equal(entropy(x, "gaussian", reg=0.5), wanted)
 
 
-@of_no_kernel
+@in_float64
 @pytest.mark.parametrize(
     ("kernel", "gamma", "parameters"),
     [
@@ -72,14 +72,14 @@ def test_matrix_based(kernel, gamma, parameters, device):
     assert 0 < got < math.log(60)
 
 
-@of_no_kernel
+@in_float64
 def test_matrix_based_limits(device):
     x = sample(40, 2, device)
     assert abs(entropy(x, "renyi", gamma=1e6) - math.log(40)) < 1e-12  # every row unlike all others
     assert abs(entropy(x, "renyi", gamma=1e-12)) < 1e-9  # all alike
 
 
-@of_no_kernel
+@in_float64
 @pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize(("method", "options"), DIFFERENTIAL)
 def test_normal_data(method, options, D, device):
@@ -89,7 +89,7 @@ def test_normal_data(method, options, D, device):
     assert abs(entropy(x, method, **options) - truth) < 4 * math.sqrt(D / 2 / 4000) + 0.01 * D
 
 
-@of_no_kernel
+@in_float64
 @pytest.mark.parametrize("D", [1, 2])
 def test_uniform_data(D, device):
     x = torch.rand(4000, D, dtype=torch.float64, device=device)
@@ -98,7 +98,7 @@ def test_uniform_data(D, device):
     assert abs(entropy(x, "gaussian") - D / 2 * math.log(2 * math.pi * math.e / 12)) < 0.05  # more than that of x, 0
 
 
-@of_no_kernel
+@in_float64
 @pytest.mark.parametrize(("method", "options"), DIFFERENTIAL)
 def test_shift_and_scale(method, options, device):
     x = sample(80, 3, device)
@@ -110,7 +110,7 @@ def test_shift_and_scale(method, options, device):
     torch.testing.assert_close(entropy(x.flip(1), method, **options), value)
 
 
-@of_no_kernel
+@in_float64
 @pytest.mark.parametrize(("method", "options"), [*DIFFERENTIAL, ("renyi", {"gamma": 0.3})])
 def test_gradients(method, options, device):
     x = sample(20, 2, device).requires_grad_()
@@ -121,7 +121,7 @@ def test_gradients(method, options, device):
         assert torch.autograd.gradgradcheck(lambda x: entropy(x, method, **options), (x,))
 
 
-@of_no_kernel
+@in_float64
 @pytest.mark.parametrize(
     ("method", "name", "shape"), [("kde", "bandwidth", ()), ("kde", "bandwidth", (2,)), ("renyi", "gamma", ())]
 )
@@ -131,7 +131,7 @@ def test_gradients_of_parameters(method, name, shape, device):
     assert torch.autograd.gradcheck(lambda x, p: entropy(x, method, **{name: p}), (x, p))
 
 
-@of_no_kernel
+@in_float64
 def test_scott_is_detached(device):
     x = sample(30, 2, device).requires_grad_()
     fixed = reference.scott(x.detach())
@@ -145,10 +145,13 @@ def test_other_dtypes(method, options, dtype, device):
     x = sample(70, 2, device, dtype)
     got = entropy(x, method, **options)
     assert got.dtype == torch.float32
-    torch.testing.assert_close(got.double(), entropy(x.double(), method, **options), rtol=1e-5, atol=2e-5)
+    # 16-bit rows less their mean are rounded again in a Triton kernel
+    triton = dtype == torch.float16 and (INTERPRETED or device.type == "cuda")
+    wanted = entropy(x.double(), method, **options)
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=5e-4 if triton else 2e-5)
 
 
-@of_no_kernel
+@in_float64
 def test_equal_rows(device):
     x = sample(20, 2, device)
     x = torch.cat([x, x, x])
@@ -159,7 +162,7 @@ def test_equal_rows(device):
     assert entropy(x, "kde").isfinite()
 
 
-@of_no_kernel
+@in_float64
 def test_labels(device):
     labels = torch.tensor([3, 3, -1, 7], device=device)
     wanted = torch.tensor(1.5 * math.log(2), dtype=torch.float64, device=device)
@@ -173,7 +176,7 @@ def test_labels(device):
 X = torch.randn(9, 2)
 
 
-@of_no_kernel
+@in_float64
 @pytest.mark.parametrize(
     ("x", "options", "error", "message"),
     [

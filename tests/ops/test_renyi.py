@@ -84,7 +84,7 @@ def test_gradients():
     [
         ({"alpha": 0.0}, "alpha must be finite and in"),
         ({"method": "hutch"}, "method must be one of"),
-        ({"kernel": "energy"}, r"kernels must have k\(x, x\) = 1"),
+        ({"kernel": "energy"}, r"kernels with k\(x, x\) = 1"),
         ({"alpha": 1.5, "method": "lanczos", "probes": 1}, "probes must be at least 2"),
     ],
 )
