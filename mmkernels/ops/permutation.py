@@ -124,7 +124,7 @@ def _divisions(
         order = torch.rand(part.stop - part.start, M + N, generator=generator).argsort(1)
         if part.start == 0:
             order[0] = torch.arange(M + N)  # the data itself
-        W = torch.where(order < M, 1 / M, -1 / N).to(z).mT.contiguous()
+        W = ((order < M).to(z).mT * (1 / M + 1 / N) - 1 / N).contiguous()
         null.append((W * kernel_matmul(z, None, W, kernel, **own)).sum(0))
     observed, *rest = torch.split(torch.cat(null).double(), [1, n])
     return result(float(observed), rest[0], z.dtype)

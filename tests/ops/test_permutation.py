@@ -22,12 +22,12 @@ def uniform(pvalues):
     return stats.kstest(pvalues, "uniform").pvalue
 
 
-@pytest.mark.parametrize("budget", [None, 20_000])
-@pytest.mark.parametrize("N", [4, 30, 31])
+@pytest.mark.parametrize(("N", "budget"), [(4, None), (30, None), (31, None), (80, 2**16), (301, 2**16), (300, 2**18)])
 def test_every_shift(N, budget, device):
-    """One transform gives the statistic of each shift, whatever the bands of diagonals."""
+    """One transform gives the statistic of each shift, whatever the bands of diagonals and the blocks of rows."""
     x, y = views(N, 1.0, device=device)
     before = mmkernels.memory_budget()
+    assert budget is None or budget // (6 * N * 8) < N // 2  # several bands
     for kernels in (
         [("rbf", {"gamma": 0.3}), ("laplacian", {"gamma": 0.2})],
         [("energy", {}), ("polynomial", {"degree": 2, "gamma": 0.2})],
@@ -39,20 +39,11 @@ def test_every_shift(N, budget, device):
         finally:
             mmkernels.set_memory_budget(before)
         names, parameters = [name for name, _ in kernels], [own for _, own in kernels]
-        for s in range(N):
+        assert got.shape == (N,)
+        for s in range(0, N, max(1, N // 30)):
             # x's row i beside y's row i + s
             wanted = mmkernels.hsic(x, y.roll(-s, 0), names, gamma=None, parameters=parameters).item()
             assert got[s].item() == pytest.approx(wanted, rel=1e-12, abs=1e-12)
-
-
-def test_the_bands_are_several(device):
-    """What the test above takes for granted of its budget."""
-    before = mmkernels.memory_budget()
-    try:
-        mmkernels.set_memory_budget(20_000)
-        assert mmkernels.memory_budget() // (6 * 30 * 8) < 30 // 2 + 1
-    finally:
-        mmkernels.set_memory_budget(before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
@@ -86,10 +77,9 @@ def test_divisions_are_those_of_both_samples(device):
     x, y = (torch.tensor(t, dtype=torch.float64, device=device)[:, None] for t in ([0.0, 1.0], [3.0, 7.0]))
     found = mmkernels.permutation_test("mmd", x, y, 400, gamma=0.1)
     z = torch.cat([x, y])
-    wanted = [
-        mmkernels.mmd(z[list(a)], z[list(b)], gamma=0.1).item() for a, b in (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2)))
-    ]  # fmt: skip
-    near = (found.null[:, None].cpu() - torch.tensor(wanted)).abs() < 1e-12
+    halves = (([0, 1], [2, 3]), ([0, 2], [1, 3]), ([0, 3], [1, 2]))
+    wanted = [mmkernels.mmd(z[a], z[b], gamma=0.1).item() for a, b in halves]
+    near = (found.null[:, None].cpu() - torch.tensor(wanted, dtype=torch.float64)).abs() < 1e-12
     assert near.any(1).all()
     assert (near.sum(0) > 90).all()
     assert found.statistic == pytest.approx(wanted[0])
@@ -168,22 +158,22 @@ def test_seeds(device):
 
 def test_the_gamma_approximation(device):
     """Close to permutations, moderate dependence or none; the statistic is HSIC."""
-    for dependence in (0.0, 0.3, 0.5):
+    for dependence in (0.0, 0.15, 0.2, 0.3):
         x, y = views(200, dependence, device=device, seed=1)
-        exact = mmkernels.permutation_test("hsic", x, y, 1990)
+        exact = mmkernels.permutation_test("hsic", x, y, 3980)
         found = mmkernels.approximate_test("hsic_gamma", x, y)
         print(f"dependence {dependence}: permutations {exact.pvalue:.4f}, gamma {found.pvalue:.4f}")
         assert found.statistic == pytest.approx(exact.statistic)
-        assert found.pvalue == pytest.approx(exact.pvalue, abs=0.02)
+        assert found.pvalue == pytest.approx(exact.pvalue, abs=0.03)
         assert found.null.numel() == 0
         narrow = mmkernels.approximate_test("hsic_gamma", x.float(), y.float())
         assert narrow.pvalue == pytest.approx(found.pvalue, rel=1e-3)
 
 
-@pytest.mark.parametrize("budget", [None, 20_000])
+@pytest.mark.parametrize("budget", [None, 2**16])
 def test_the_moments_of_the_gamma_approximation(budget, device):
     """Mean and variance of Gretton et al. 2007, with matrices."""
-    N = 30
+    N = 50 if budget is None else 150
     x, y = views(N, 0.5, device=device)
     K, L = (mmkernels.kernel_matrix(t, gamma=0.3) for t in (x, y))
     H = torch.eye(N, dtype=x.dtype, device=device) - 1 / N
@@ -211,9 +201,10 @@ def test_the_chi_squared_approximation(method, device):
     assert found.pvalue == pytest.approx(stats.chi2.sf(50 * found.statistic + 1, 1), rel=1e-9)
     assert found.pvalue < 0.05
     rejected = sum(
-        mmkernels.approximate_test(method, *views(50, device=device, seed=seed)).pvalue <= 0.05 for seed in range(200)
+        mmkernels.approximate_test(method, *views(50, device=device, seed=seed)).pvalue <= 0.05 for seed in range(500)
     )
-    assert rejected <= 14
+    print(f"{method} rejects {rejected} of 500 at 5 %")
+    assert rejected <= 35
 
 
 def test_the_interval_of_mmd(device):
@@ -252,12 +243,15 @@ def test_the_wild_bootstrap(device):
     print(f"rejected at 5 %: wild bootstrap {sum(wild)} of 60, permutations {sum(permuted)} of 60")
     assert sum(wild) <= 7
     assert sum(permuted) >= 15
+    x, y = series(300, 0, device)
     assert mmkernels.wild_bootstrap_test("hsic", x, x + 0.1 * y, 200).pvalue <= 0.05
+    assert mmkernels.wild_bootstrap_test("mmd", x, y, 200).pvalue > 0.05
+    assert mmkernels.wild_bootstrap_test("mmd", x, y + 4, 200).pvalue <= 0.02
 
 
-@pytest.mark.parametrize("budget", [None, 20_000])
+@pytest.mark.parametrize("budget", [None, 2**16])
 def test_the_wild_bootstrap_with_matrices(budget, device):
-    N = 40
+    N = 40 if budget is None else 150
     x, y = series(N, 0, device)
     y = y + x
     K, L = (mmkernels.kernel_matrix(t, gamma=0.3) for t in (x, y))
