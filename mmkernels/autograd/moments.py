@@ -163,8 +163,8 @@ def moments(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The sums that wants asks for, of checked arguments in the operators' layout (`tiled/moments.py`)."""
     # torch.compile admits no tensor twice among a Function's arguments
-    own = [v.view_as(v) for v in views]
-    out: tuple[Tensor, Tensor, Tensor, Tensor] = Moments.apply(  # type: ignore[no-untyped-call]
-        kernels, wants, *own, *gammas, *coefs, *centres
-    )
+    tensors = [*(v.view_as(v) for v in views), *gammas, *coefs, *centres]
+    if not torch.is_grad_enabled():  # torch.compile does not trace the Function then
+        return Moments.forward(kernels, wants, *tensors)  # type: ignore[return-value]
+    out: tuple[Tensor, Tensor, Tensor, Tensor] = Moments.apply(kernels, wants, *tensors)  # type: ignore[no-untyped-call]
     return out

@@ -72,7 +72,7 @@ def approximate_test(
             if len(terms) < 3:
                 raise ValueError(f"at least 6 rows must be given, got {len(x)}")
             mean, error = float(terms.mean()), float(terms.std() / math.sqrt(len(terms)))
-            z = mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
+            z = mean / error if error != 0 else math.copysign(math.inf, mean) if mean else 0.0
             return SignificanceResult(
                 mean, 0.5 * math.erfc(z / math.sqrt(2)), none, (mean - 1.96 * error, mean + 1.96 * error)
             )

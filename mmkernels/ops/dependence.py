@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -247,8 +248,7 @@ def _linear(views: Sequence[Tensor], estimator: str) -> Tensor:
     s = statistics(views)
     n, batch = views[0].shape[-2], views[0].shape[:-2]
     squares = s.scatter.double().square()
-    ends = torch.tensor(s.sizes).cumsum(0).tolist()
-    parts = [slice(end - size, end) for end, size in zip(ends, s.sizes, strict=True)]
+    parts = [slice(end - size, end) for end, size in zip(accumulate(s.sizes), s.sizes, strict=True)]
     H = torch.stack([torch.stack([squares[:, a, b].sum((-2, -1)) for b in parts], -1) for a in parts], -2)
     if estimator == "biased":
         return (H / n**2).reshape(*batch, *H.shape[1:])

@@ -196,5 +196,5 @@ def _diagonals(x: Tensor, band: slice, kernel: str, parameters: dict[str, Any]) 
 def result(statistic: float, null: Tensor, dtype: torch.dtype) -> SignificanceResult:
     """What a null distribution says; values that equal the statistic but for the rounding of dtype count as equal."""
     rounding = torch.finfo(dtype).eps ** 0.75 * max(abs(statistic), float(null.abs().max()))
-    above = int((null >= statistic - rounding).sum())
+    above = int((~(null < statistic - rounding)).sum())  # NaN is no evidence
     return SignificanceResult(statistic, (1 + above) / (1 + len(null)), null)

@@ -156,6 +156,16 @@ def test_several_tiles_of_triton(device):
     compare(("energy", "sigmoid"), [data(1, 150, d, dtype=torch.float32, device=device) for d in (300, 70)])
 
 
+@pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="tiles have no waves")
+def test_several_waves_and_stored_blocks(device, monkeypatch):
+    """More rows than a wave has, and than gradients of K's entries are stored of at once."""
+    from mmkernels.kernels import moments as launchers
+
+    monkeypatch.setattr(launchers, "WAVE", 64)
+    monkeypatch.setattr(launchers, "_STORED", 8 * 150 * 67)
+    compare(("rbf", "polynomial"), [data(1, 150, d, dtype=torch.float32, device=device) for d in (3, 5)])
+
+
 @only_tiles
 @pytest.mark.parametrize("names", [("mixture",), ("laplacian", "sigmoid"), THREE])
 def test_many_tiles_agree(names, device):
