@@ -137,7 +137,7 @@ def wild_bootstrap_test(
         x: (N, D_x) in float16, bfloat16, float32 or float64, in the order of time.
         y: (N, D_y), x's dtype and device.
         n: bootstrap samples.
-        lag: in rows, above 0.
+        lag: in rows, above 0. "hsic" has little power unless N is at least fifteen times that.
         kernel, gamma, parameters: as in `hsic` or `mmd`.
         seed: of a generator of its own.
         progress: show a bar, where rich is installed.

@@ -70,7 +70,7 @@ def permutation_test(
         x: (N, D_x), or for two samples (M, D), in float16, bfloat16, float32 or float64.
         y: (N, D_y), or for two samples (N, D); x's dtype and device.
         n: how many permutations; None takes all N - 1 shifts, or 1,000 divisions. More than N - 1 put the rows into
-            random order several times.
+            random order several times: the level is then not exact, but very nearly so.
         kernel, gamma, parameters: as in `hsic` or `mmd`; distance statistics have none.
         seed: of a generator of its own.
         progress: show a bar, where rich is installed.
