@@ -50,9 +50,7 @@ class _Linear(TwoViews):
         check_is_fitted(self)
         out = []
         for v, weights in enumerate((self.x_weights_, self.y_weights_)):
-            S, W = self._covariance.block(v, v).cpu().numpy(), weights
-            scale = np.sqrt(np.outer(S.diagonal(), ((S @ W) * W).sum(0)))
-            out.append(np.divide(S @ W, scale, out=np.zeros_like(scale), where=scale > 0))
+            out.append(feature_correlations(self._covariance.block(v, v).cpu().numpy(), weights))
         return out[0], out[1]
 
     def inverse_transform(self, X: Any, y: Any = None) -> Any:
@@ -71,6 +69,13 @@ class _Linear(TwoViews):
                 raise ValueError(f"there are {loadings.shape[1]} variates, got {scores.shape[1]}")
             back.append(scores @ loadings.T + mean)
         return back[0] if y is None else tuple(back)
+
+
+def feature_correlations(S: NDArray[Any], W: NDArray[Any]) -> NDArray[Any]:
+    """The correlation (D, k) of every feature, of covariance S, with every variate W'x; 0 where one is constant."""
+    scale = np.sqrt(np.outer(S.diagonal(), ((S @ W) * W).sum(0)))
+    found: NDArray[Any] = np.divide(S @ W, scale, out=np.zeros_like(scale), where=scale > 0)
+    return found
 
 
 def reconstruction(S: Tensor, W: Tensor) -> Tensor:

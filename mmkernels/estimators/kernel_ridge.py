@@ -16,6 +16,7 @@ from sklearn.utils import check_random_state, check_scalar
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor
 
+from mmkernels.estimators._rows import array
 from mmkernels.ops._entries import data_driven
 from mmkernels.ops._kernels import PARAMETERS, check_kernel
 from mmkernels.ops._progress import progress
@@ -104,9 +105,9 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ign
         """Fit to rows X (N, D), targets y (N,) or (N, targets) and sample weights (N,), at least 0."""
         self._device = X.device if isinstance(X, Tensor) else torch.device("cpu")
         X, y = validate_data(
-            self, _array(X), _array(y), dtype=[np.float64, np.float32], multi_output=True, y_numeric=True
+            self, array(X), array(y), dtype=[np.float64, np.float32], multi_output=True, y_numeric=True
         )
-        weights = _check_sample_weight(_array(sample_weight), X, dtype=X.dtype, ensure_non_negative=True)
+        weights = _check_sample_weight(array(sample_weight), X, dtype=X.dtype, ensure_non_negative=True)
         alpha = np.atleast_1d(np.asarray(self.alpha, dtype=X.dtype))
         targets = y.reshape(len(y), -1)
         if alpha.ndim > 1 or alpha.size not in (1, targets.shape[1]) or not (np.isfinite(alpha) & (alpha >= 0)).all():
@@ -136,7 +137,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ign
     def predict(self, X: Any) -> NDArray[Any]:
         """Return f of the rows X, (M,) or (M, targets)."""
         check_is_fitted(self)
-        X = validate_data(self, _array(X), dtype=[np.float64, np.float32], reset=False)
+        X = validate_data(self, array(X), dtype=[np.float64, np.float32], reset=False)
         dtype = self.dual_coef_.dtype
         x, y, c = (self._tensor(a.astype(dtype)) for a in (X, self.X_fit_, self.dual_coef_))
         parameters = _as(self._parameters, c.dtype)
@@ -198,11 +199,6 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ign
 
     def _tensor(self, a: NDArray[Any]) -> Tensor:
         return torch.tensor(np.ascontiguousarray(a), device=self._device)
-
-
-def _array(a: Any) -> Any:
-    """Tensors as arrays."""
-    return a.detach().cpu().numpy() if isinstance(a, Tensor) else a
 
 
 def _parameter(value: Any, x: Tensor) -> Any:

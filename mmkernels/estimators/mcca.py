@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from mmkernels import _check
 from mmkernels.estimators._rows import array, check_view, check_weights, device_of, fourth_powers, pieces, summed
 from mmkernels.estimators._two_views import PermutationTest
-from mmkernels.estimators.cca import reconstruction, whitener
+from mmkernels.estimators.cca import feature_correlations, reconstruction, whitener
 from mmkernels.ops._progress import progress
 from mmkernels.ops._regularize import Shrinkage, check_reg, check_shrinkage, regularized
 from mmkernels.ops.covariance import Covariance
@@ -154,9 +154,7 @@ class _ManyViews(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         out = []
         for v, W in enumerate(self.weights_):
-            S = self._covariance.block(v, v).cpu().numpy()
-            scale = np.sqrt(np.outer(S.diagonal(), ((S @ W) * W).sum(0)))
-            out.append(np.divide(S @ W, scale, out=np.zeros_like(scale), where=scale > 0))
+            out.append(feature_correlations(self._covariance.block(v, v).cpu().numpy(), W))
         return out
 
     def inverse_transform(self, scores: Sequence[Any]) -> list[NDArray[Any]]:

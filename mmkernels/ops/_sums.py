@@ -14,6 +14,7 @@ from mmkernels.autograd.moments import moments
 from mmkernels.ops._kernels import PARAMETERS, check_kernel, cosine_rows, pairs, together
 from mmkernels.ops._statistics import check_views
 
+UNIT_DIAGONAL = ("rbf", "laplacian", "matern", "rational_quadratic", "cosine")  # kernels with k(x, x) = 1
 _SAMPLE = 256  # rows, of which the mean entry of a kernel matrix is estimated
 
 

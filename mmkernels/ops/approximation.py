@@ -13,7 +13,7 @@ from mmkernels import _check
 from mmkernels._dispatch import memory_budget, no_autocast, slices
 from mmkernels.ops._entries import data_driven
 from mmkernels.ops._progress import progress as progress_bar
-from mmkernels.ops._sums import check_options, check_samples
+from mmkernels.ops._sums import UNIT_DIAGONAL, check_options, check_samples
 from mmkernels.ops.dependence import cka, hsic
 from mmkernels.ops.kernel import kernel_matmul, kernel_matrix
 from mmkernels.ops.mmd import check_samples_of, linear_terms, mmd
@@ -90,7 +90,7 @@ def _gamma(x: Tensor, y: Tensor, options: list[tuple[str, dict[str, Any]]], none
     N = len(x)
     x, y = (t if t.dtype == torch.float64 else t.float() for t in (x, y))
     kernels = [(name, data_driven(t, None, name, own)) for t, (name, own) in zip((x, y), options, strict=True)]
-    if any(name not in ("rbf", "laplacian", "matern", "rational_quadratic", "cosine") for name, _ in kernels):
+    if any(name not in UNIT_DIAGONAL for name, _ in kernels):
         raise ValueError(f"hsic_gamma takes kernels with k(x, x) = 1, got {[name for name, _ in kernels]}")
     names, own = [name for name, _ in kernels], [p for _, p in kernels]
     statistic = float(hsic(x, y, names, gamma=None, parameters=own))

@@ -51,8 +51,7 @@ def barlow_twins_loss(x: Tensor, y: Tensor, lambd: float = 5e-3, *, eps: float =
     _check_pair(x, y, 1)
     lambd = _check.number("lambd", lambd, 0)
     eps = _check.number("eps", eps, 0, with_low=True)
-    (x, y), n = _centred(x, y, group)
-    x, y = (t * (_sums(t.square(), group) / n + eps).rsqrt() for t in (x, y))
+    (x, y), n = _standardised(x, y, eps, group)
     if group is None and x.shape[0] < x.shape[1]:
         diagonal = (x * y).sum(0) / n
         square = ((x @ x.mT) * (y @ y.mT)).sum() / n**2
@@ -158,8 +157,7 @@ def sdl_loss(x: Tensor, y: Tensor, lambd: float = 0.01, *, eps: float = 1e-5, gr
     _check_pair(x, y, 1)
     lambd = _check.number("lambd", lambd, 0)
     eps = _check.number("eps", eps, 0, with_low=True)
-    (x, y), n = _centred(x, y, group)
-    x, y = (t * (_sums(t.square(), group) / n + eps).rsqrt() for t in (x, y))
+    (x, y), n = _standardised(x, y, eps, group)
     loss = _reduced((x - y).square().sum(), group) / (2 * n)
     for t in (x, y):
         R = _reduced(t.mT @ t, group) / n
@@ -183,6 +181,12 @@ def _centred(x: Tensor, y: Tensor, group: Any) -> tuple[list[Tensor], Tensor | i
         return [x - x.mean(0), y - y.mean(0)], x.shape[0]
     n, x_sum, y_sum = all_reduce([x.new_full((), x.shape[0]), x.sum(0), y.sum(0)], group)
     return [x - x_sum / n, y - y_sum / n], n
+
+
+def _standardised(x: Tensor, y: Tensor, eps: float, group: Any) -> tuple[list[Tensor], Tensor | int]:
+    """Both views with mean 0 and variance 1 over all rows, and the number of rows."""
+    views, n = _centred(x, y, group)
+    return [t * (_sums(t.square(), group) / n + eps).rsqrt() for t in views], n
 
 
 def _reduced(t: Tensor, group: Any) -> Tensor:

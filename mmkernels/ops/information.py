@@ -15,7 +15,7 @@ from mmkernels.ops._autocast import without_autocast
 from mmkernels.ops._density import log_densities, log_sums, scaled
 from mmkernels.ops._discrete import binned, entropy_of_labels, information_of_labels, is_labels
 from mmkernels.ops._knn import kozachenko_leonenko, ksg
-from mmkernels.ops._sums import check_options, check_samples, each, sums
+from mmkernels.ops._sums import UNIT_DIAGONAL, check_options, check_samples, each, sums
 from mmkernels.ops.covariance import covariance
 from mmkernels.ops.dependence import hsic
 
@@ -247,7 +247,7 @@ def kernel_options(views: Sequence[Tensor], kernel: Any, gamma: Any, parameters:
     """The kernel and the parameters of each view, of kernels with k(x, x) = 1."""
     options = check_options(views, kernel, gamma, parameters)
     for name, own in options:
-        if name not in ("rbf", "laplacian", "matern", "rational_quadratic", "cosine"):
+        if name not in UNIT_DIAGONAL:
             raise ValueError(f"method 'renyi' takes kernels with k(x, x) = 1, got {name!r}")
         if isinstance(own.get("gamma"), Tensor) and own["gamma"].numel() > 1:
             raise ValueError(f"method 'renyi' takes one gamma for each view, got {own['gamma'].numel()}")
