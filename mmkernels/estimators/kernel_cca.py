@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -33,8 +32,7 @@ class KernelCCA(TwoViews):
     Args:
         n_components: how many, at most the smaller number of landmarks that are not redundant; None gives 2.
         kernel: a name listed at `mmkernels.kernel_matrix`; one for both views, or a pair.
-        gamma: "median", "scale", a positive number, or None for the kernel's own default; one, or a pair. Where most
-            rows are equal, as labels are, their median distance is 0, and "scale" is taken instead.
+        gamma: "median", "scale", a positive number, or None for the kernel's own default; one, or a pair.
         kernel_params: further parameters of the kernels by name.
         reg: above 0; one number, or a pair.
         n_landmarks: rows, drawn at random from those of the first fit, that carry the functions; all of them if there
@@ -110,12 +108,9 @@ class KernelCCA(TwoViews):
         given = dict(self.kernel_params or {})
         if gamma is not None and "gamma" in PARAMETERS[kernel] and "length_scale" not in given:
             given["gamma"] = gamma
-        found = data_driven(z, None, kernel, given)
-        if given.get("gamma") == "median" and not math.isfinite(found["gamma"]):
-            found = data_driven(z, None, kernel, given | {"gamma": "scale"})
-        if "gamma" in found and not math.isfinite(found["gamma"]):
+        if isinstance(given.get("gamma"), str) and bool((z == z[0]).all()):
             raise ValueError(f"{'Xy'[v]} must not be constant for gamma = {given['gamma']!r}: give a number")
-        return kernel, found
+        return kernel, data_driven(z, None, kernel, given)
 
     def _map(self, x: Tensor, view: int) -> Tensor:
         kernel, parameters = self._kernels[view]

@@ -195,7 +195,9 @@ def _objectives(bound: str, clip: float) -> tuple[Objective, Objective]:
         def of(output: Output) -> Tensor:
             if isinstance(output, Tensor):
                 return bounds.of_scores(output, name, clip=clip)
-            return bounds.smile(*output, clip) if name == "smile" else getattr(bounds, name)(*output)
+            if name == "smile":
+                return bounds.smile(*output, clip)
+            return getattr(bounds, "info_nce_bound" if name == "info_nce" else name)(*output)
 
         return of
 

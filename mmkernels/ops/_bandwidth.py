@@ -11,15 +11,20 @@ _SAMPLE = 1000  # rows; their half a million distances give the median to about 
 
 
 def scale_gamma(x: Tensor) -> Tensor:
-    """1 / (D var(x)), the variance over all entries of a batch entry: scikit-learn's gamma="scale"; (*batch, 1, 1)."""
+    """1 / (D var(x)), the variance over all entries of a batch entry: scikit-learn's gamma="scale"; (*batch, 1, 1).
+
+    1 where all entries agree.
+    """
     wide = x.detach().to(compute_dtype(x.dtype))
-    return 1 / (x.shape[-1] * wide.var((-2, -1), correction=0, keepdim=True))
+    variance = wide.var((-2, -1), correction=0, keepdim=True)
+    return torch.where(variance > 0, 1 / (x.shape[-1] * variance), 1)
 
 
 def median_distance(x: Tensor, y: Tensor | None, p: int) -> Tensor:
-    """The median p-norm distance between different rows of x (and y), of a seeded sample where they are many.
+    """The median p-norm distance, p 1 or 2, of rows of x (and y) that differ, of a seeded sample where they are many.
 
-    (*batch, 1, 1); the sample is the same in every call, whatever the state of torch's generators.
+    (*batch, 1, 1), 1 where all rows agree; the sample is the same in every call, whatever the state of torch's
+    generators.
     """
     if y is None:
         rows = x
@@ -34,9 +39,21 @@ def median_distance(x: Tensor, y: Tensor | None, p: int) -> Tensor:
         chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:_SAMPLE]
         rows = rows[..., chosen.to(rows.device), :]
     rows = rows.to(compute_dtype(x.dtype))
+    i, j = torch.triu_indices(rows.shape[-2], rows.shape[-2], 1, device=rows.device)
+    d = torch.cdist(rows, rows, p=1)[..., i, j] if p == 1 else _distances(rows.double(), i, j).to(rows.dtype)
+    d = torch.where(d > 0, d, torch.nan)
+    lower = d.nanmedian(-1, keepdim=True).values
+    # of an even number of distances the median is between two, of which nanmedian is the first
+    below, known = ((d <= lower).sum(-1, keepdim=True), (~d.isnan()).sum(-1, keepdim=True))
+    upper = torch.where(2 * below > known, lower, torch.where(d > lower, d, torch.inf).amin(-1, keepdim=True))
+    return ((lower + upper) / 2).nan_to_num(1)[..., None]
+
+
+def _distances(rows: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Euclidean distances of rows i and j, pair by pair; 0 where they are nothing but rounding."""
     rows = rows - rows.mean(-2, keepdim=True)
-    pairs = torch.triu_indices(rows.shape[-2], rows.shape[-2], 1, device=rows.device)
-    mode = "donot_use_mm_for_euclid_dist"
-    distances = torch.cdist(rows, rows, p=p, compute_mode=mode)[..., pairs[0], pairs[1]]
-    lower, upper = distances.median(-1, keepdim=True).values, -(-distances).median(-1, keepdim=True).values
-    return ((lower + upper) / 2)[..., None]
+    squares = (rows @ rows.mT)[..., i, j]
+    norms = rows.square().sum(-1)
+    norms = norms[..., i] + norms[..., j]
+    squares = norms.sub(squares, alpha=2)
+    return torch.where(squares > 4 * torch.finfo(rows.dtype).eps * norms, squares, 0).sqrt()

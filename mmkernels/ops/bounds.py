@@ -21,7 +21,7 @@ from mmkernels.autograd.by_rows import by_rows
 from mmkernels.autograd.logsumexp import logsumexp
 from mmkernels.ops._autocast import autocast, without_autocast
 
-__all__ = ["club", "dv", "info_nce", "js", "mine", "nwj", "of_scores", "smile", "tuba"]
+__all__ = ["club", "dv", "info_nce_bound", "js", "mine", "nwj", "of_scores", "smile", "tuba"]
 
 Scale = Tensor | float
 
@@ -41,7 +41,7 @@ class _Critic(NamedTuple):
         return self.rows(weights).logsumexp(0) - math.log(self.N * (self.N - 1))
 
 
-def info_nce(x: Tensor, y: Tensor, *, scale: Scale = 1.0) -> Tensor:
+def info_nce_bound(x: Tensor, y: Tensor, *, scale: Scale = 1.0) -> Tensor:
     r"""The InfoNCE bound :math:`\log N - L` with L the one-sided `mmkernels.info_nce` loss; at most log N.
 
     .. math::
@@ -72,7 +72,7 @@ def dv(x: Tensor, y: Tensor, *, scale: Scale = 1.0) -> Tensor:
     .. math::
         \hat I = \frac1N \sum_i f_{ii} - \log \frac{1}{N(N-1)} \sum_{i \ne j} e^{f_{ij}}
 
-    Args, returns, raises, cost: as `info_nce`.
+    Args, returns, raises, cost: as `info_nce_bound`.
 
     Source: Donsker and Varadhan 1983; Belghazi et al. 2018 (MINE, arXiv 1801.04062).
     """
@@ -87,11 +87,11 @@ def mine(x: Tensor, y: Tensor, log_average: Tensor | float, *, scale: Scale = 1.
         - \frac{\nabla \frac{1}{N(N-1)} \sum_{i \ne j} e^{f_{ij}}}{e^{\mathrm{log\_average}}}
 
     Args:
-        x, y, scale: as in `info_nce`.
+        x, y, scale: as in `info_nce_bound`.
         log_average: the logarithm of the moving average of :math:`\frac{1}{N(N-1)} \sum_{i \ne j} e^{f_{ij}}`, a number
             or a 0-dimensional tensor; no gradient goes to it.
 
-    Returns, raises, cost: as `info_nce`; the value is that of `dv`.
+    Returns, raises, cost: as `info_nce_bound`; the value is that of `dv`.
 
     Source: Belghazi et al. 2018 (arXiv 1801.04062), section 3.2.
     """
@@ -108,7 +108,7 @@ def nwj(x: Tensor, y: Tensor, *, scale: Scale = 1.0) -> Tensor:
     .. math::
         \hat I = \frac1N \sum_i f_{ii} - \frac{1}{e\, N(N-1)} \sum_{i \ne j} e^{f_{ij}}
 
-    Args, returns, raises, cost: as `info_nce`.
+    Args, returns, raises, cost: as `info_nce_bound`.
 
     Source: Nguyen, Wainwright and Jordan 2010; Poole et al. 2019 (arXiv 1905.06922).
     """
@@ -123,10 +123,10 @@ def tuba(x: Tensor, y: Tensor, log_baseline: Tensor | float = 0.0, *, scale: Sca
         - \frac{1}{N(N-1)} \sum_{i \ne j} \frac{e^{f_{ij}}}{a(y_j)}
 
     Args:
-        x, y, scale: as in `info_nce`.
+        x, y, scale: as in `info_nce_bound`.
         log_baseline: log a, a number, a 0-dimensional tensor, or (N,): one for each y.
 
-    Returns, raises, cost: as `info_nce`; derivatives in log_baseline too.
+    Returns, raises, cost: as `info_nce_bound`; derivatives in log_baseline too.
 
     Source: Poole et al. 2019 (arXiv 1905.06922), equation 8.
     """
@@ -153,10 +153,10 @@ def smile(x: Tensor, y: Tensor, clip: float = 5.0, *, scale: Scale = 1.0) -> Ten
     The paper trains the critic with `js` and reports this.
 
     Args:
-        x, y, scale: as in `info_nce`.
+        x, y, scale: as in `info_nce_bound`.
         clip: tau, above 0.
 
-    Returns, raises: as `info_nce`.
+    Returns, raises: as `info_nce_bound`.
 
     Cost: N^2 D multiply-adds, three times that with gradients; O(N) memory.
 
@@ -174,7 +174,7 @@ def js(x: Tensor, y: Tensor, *, scale: Scale = 1.0) -> Tensor:
     A critic trained by it approaches the log ratio of joint to product density: put its scores into `nwj` (with scores
     larger by 1) or `smile`.
 
-    Args, returns, raises: as `info_nce`.
+    Args, returns, raises: as `info_nce_bound`.
 
     Cost: N^2 D multiply-adds, three times that with gradients; O(N) memory.
 
@@ -189,7 +189,7 @@ def club(x: Tensor, y: Tensor, *, scale: Scale = 1.0) -> Tensor:
     .. math::
         \hat I = \frac1N \sum_i f_{ii} - \frac{1}{N^2} \sum_{ij} f_{ij}
 
-    Args, returns, raises: as `info_nce`.
+    Args, returns, raises: as `info_nce_bound`.
 
     Source: Cheng et al. 2020 (arXiv 2006.12013).
     """
@@ -206,7 +206,7 @@ def of_scores(scores: Tensor, bound: str, *, clip: float = 5.0) -> Tensor:
         clip: of "smile".
 
     Returns:
-        As the function of that name.
+        As the function of that name, `info_nce_bound` for "info_nce".
 
     Raises:
         TypeError, ValueError: arguments that do not fit.

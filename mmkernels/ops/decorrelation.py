@@ -54,11 +54,11 @@ def barlow_twins_loss(x: Tensor, y: Tensor, lambd: float = 5e-3, *, eps: float =
     (x, y), n = _standardised(x, y, eps, group)
     if group is None and x.shape[0] < x.shape[1]:
         diagonal = (x * y).sum(0) / n
-        square = ((x @ x.mT) * (y @ y.mT)).sum() / n**2
+        off = ((x @ x.mT) * (y @ y.mT)).sum() / n**2 - diagonal.square().sum()
     else:
         C = _reduced(x.mT @ y, group) / n
-        diagonal, square = C.diagonal(), C.square().sum()
-    return (1 - diagonal).square().sum() + lambd * (square - diagonal.square().sum())
+        diagonal, off = C.diagonal(), _off_diagonal(C).square().sum()
+    return (1 - diagonal).square().sum() + lambd * off
 
 
 @without_autocast
@@ -115,9 +115,9 @@ def vicreg_loss(
     centred, n = _centred(x, y, group)
     loss = alpha * _reduced(distance, group) / (n * D)
     for t in centred:
-        variances, square = _second_moments(t, n - 1, group)
+        variances, off = _second_moments(t, n - 1, group)
         loss = loss + beta / (2 * D) * F.relu(1 - (variances + eps).sqrt()).sum()
-        loss = loss + gamma / D * (square - variances.square().sum())
+        loss = loss + gamma / D * off
     return loss
 
 
@@ -161,7 +161,7 @@ def sdl_loss(x: Tensor, y: Tensor, lambd: float = 0.01, *, eps: float = 1e-5, gr
     loss = _reduced((x - y).square().sum(), group) / (2 * n)
     for t in (x, y):
         R = _reduced(t.mT @ t, group) / n
-        loss = loss + lambd * (R.abs().sum() - R.diagonal().sum())
+        loss = loss + lambd * _off_diagonal(R).abs().sum()
     return loss
 
 
@@ -199,8 +199,14 @@ def _sums(t: Tensor, group: Any) -> Tensor:
 
 
 def _second_moments(t: Tensor, n: Tensor | int, group: Any) -> tuple[Tensor, Tensor]:
-    """Variances (D,) of centred rows, and the sum of all their squared covariances."""
+    """Variances (D,) of centred rows, and the sum of the squared covariances of different features."""
     if group is None and t.shape[0] < t.shape[1]:
-        return t.square().sum(0) / n, (t @ t.mT).square().sum() / n**2
+        variances = t.square().sum(0) / n
+        return variances, (t @ t.mT).square().sum() / n**2 - variances.square().sum()
     S = _reduced(t.mT @ t, group) / n
-    return S.diagonal(), S.square().sum()
+    return S.diagonal(), _off_diagonal(S).square().sum()
+
+
+def _off_diagonal(C: Tensor) -> Tensor:
+    """C with a diagonal of zeros."""
+    return C - C.diagonal().diag()

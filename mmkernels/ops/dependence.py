@@ -39,9 +39,9 @@ def hsic(
         x: (*batch, N, D_x) in float16, bfloat16, float32 or float64; under autocast as it is.
         y: (*batch, N, D_y), x's dtype and device.
         kernel: a name listed at `kernel_matrix`, or a pair of names.
-        gamma: the kernels' multiplier: "median" (1 / (2 median^2) of the distances of at most 1,000 rows, detached; for
-            kernels that have it), "scale", a positive number, a tensor, or None for the kernel's own default; one, or a
-            list or tuple with one for x and one for y.
+        gamma: the kernels' multiplier: "median" (1 / (2 m^2), m the median distance of at most 1,000 rows that differ,
+            detached; for kernels that have it), "scale", a positive number, a tensor, or None for the kernel's own
+            default; one, or a list or tuple with one for x and one for y.
         estimator: "biased" (at least 0, 1 row or more) or "unbiased" (4 rows or more).
         parameters: further parameters of the kernel by name, or a pair of such.
 

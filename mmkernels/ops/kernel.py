@@ -47,7 +47,7 @@ def kernel_matrix(x: Tensor, y: Tensor | None = None, kernel: str = "rbf", **par
             (D,) for one a feature (ARD), `(*batch, 1, 1)` or `(*batch, 1, D)`. For `rbf`, a sequence or 1-dimensional
             tensor of gammas is a mixture, the sum of their kernels. gamma="scale" is 1 / (D var(x)); gamma="median"
             is 1 / (2 m^2) for `rbf` and 1 / m for `laplacian`, length_scale="median" is m, the median distance
-            between different rows (of a seeded sample of 1,000 where there are more), all without gradient.
+            of rows that differ (of a seeded sample of 1,000 where there are more), all without gradient.
 
     Returns:
         (..., N, M), float32 (float64 for float64 inputs).

@@ -15,6 +15,7 @@ from mmkernels.tiled._tiles import memory_budget, scratch, slices
 
 _BLOCK = 128  # columns that a product takes at a time, to leave out what lies below the diagonal
 _FLUSH = 8  # products added up in the working precision before they go to a float64 sum
+_NARROW, _ROWS = 32, 1024  # BLAS adds narrow products up row after row: those of so few columns get a sum of so many rows
 
 
 def covariance_fwd(
@@ -26,13 +27,18 @@ def covariance_fwd(
     total: Tensor | None = None
     part, sums = shift.new_zeros(B, D, D), shift.new_zeros(B, F, D, dtype=torch.float64)
     for count, (batch, rows, z) in enumerate(_chunks(views, shift, factors), 1):
+        sums[batch] += z.sum(1, keepdim=True) if factors is None else _of(factors, batch)[..., rows] @ z
+        if D < _NARROW and z.shape[1] > _ROWS:
+            whole = z.shape[1] // _ROWS * _ROWS
+            pieces, z = z[:, :whole].unflatten(1, (-1, _ROWS)), z[:, whole:]
+            total = shift.new_zeros(B, D, D, dtype=torch.float64) if total is None else total
+            total[batch] += (pieces.mT @ pieces).sum(1, dtype=torch.float64)
         if len(z) == 1:
             out, one = part[batch.start], z[0]
             for start in range(0, D, _BLOCK):
                 out[start : start + _BLOCK, start:].addmm_(one[:, start : start + _BLOCK].mT, one[:, start:])
         else:
             part[batch].baddbmm_(z.mT, z)
-        sums[batch] += z.sum(1, keepdim=True) if factors is None else _of(factors, batch)[..., rows] @ z
         if count % _FLUSH == 0:
             total = part.to(torch.float64, copy=True) if total is None else total.add_(part)
             part.zero_()

@@ -88,6 +88,30 @@ def test_bandwidths_from_the_data(device):
     torch.testing.assert_close(got, mmkernels.matern_kernel(x, length_scale=median))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_median_is_of_rows_that_differ(dtype, device):
+    """As labels are, of which most pairs agree; far from the origin too."""
+    labels = torch.eye(3, dtype=dtype, device=device)[[0] * 30 + [1] * 4 + [2]]
+    for name, gamma in (("rbf", 1 / 4), ("laplacian", 1 / 2)):  # distances are sqrt 2 or 0, by sums 2 or 0
+        for x in (labels, labels + 1000):
+            got = mmkernels.kernel_matrix(x, kernel=name, gamma="median")
+            torch.testing.assert_close(got, mmkernels.kernel_matrix(labels, kernel=name, gamma=gamma))
+    few = torch.tensor([[0.0], [0.0], [1.0], [5.0]], dtype=dtype, device=device)  # distances 1, 1, 4, 5, 5
+    wanted = mmkernels.rbf_kernel(few, gamma=1 / 32)
+    torch.testing.assert_close(mmkernels.rbf_kernel(few, gamma="median"), wanted)
+    both = torch.stack([few, few[[2, 2, 2, 2]]])  # the second of equal rows alone
+    got = mmkernels.rbf_kernel(both, gamma="median")
+    torch.testing.assert_close(got, torch.stack([wanted, torch.ones_like(wanted)]))
+
+
+def test_bandwidths_of_equal_rows(device):
+    x = torch.full((5, 3), 7.0, device=device)
+    for name in ("rbf", "laplacian"):
+        for gamma in ("median", "scale"):
+            assert (mmkernels.kernel_matrix(x, kernel=name, gamma=gamma) == 1).all()
+    assert (mmkernels.matern_kernel(x, length_scale="median") == 1).all()
+
+
 def test_the_median_of_many_rows_is_that_of_a_sample(device):
     """Of 50,000 rows, whose distances would take 10 GB: the squared ones are 2 chi^2 of 4 degrees, with median 6.71."""
     x = torch.randn(50_000, 4, device=device)
