@@ -15,7 +15,8 @@ from mmkernels.tiled._tiles import memory_budget, scratch, slices
 
 _BLOCK = 128  # columns that a product takes at a time, to leave out what lies below the diagonal
 _FLUSH = 8  # products added up in the working precision before they go to a float64 sum
-_NARROW, _ROWS = 32, 1024  # BLAS adds narrow products up row after row: those of so few columns get a sum of so many rows
+# BLAS adds up row after row where columns are few: fewer than this take a sum for so many rows
+_NARROW, _ROWS = 32, 1024
 
 
 def covariance_fwd(
