@@ -1,9 +1,10 @@
-"""How HSIC and CKA are computed where the N x N matrices are stored, by the textbook and by other libraries."""
+"""How HSIC, CKA and KSG are computed by the textbook, which stores N x N matrices, and by other libraries."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,3 +74,28 @@ class _Half(torch.autograd.Function):
                 out.addmm_(tile, columns)
                 other.addmm_(tile.T, rows)
         return dx
+
+
+def dense_ksg(x: Tensor, y: Tensor, k: int = 3) -> Tensor:
+    """KSG-1 from stored distances."""
+    n = len(x)
+    distances = [torch.cdist(t, t, p=float("inf")).fill_diagonal_(float("inf")) for t in (x, y)]
+    radii = torch.maximum(*distances).kthvalue(k, 1, keepdim=True).values
+    counts = torch.stack([(d < radii).sum(1) for d in distances]).double()
+    return _ksg(k, n, counts)
+
+
+def sklearn_ksg(x: Tensor, y: Tensor, k: int = 3) -> Tensor:
+    """scikit-learn's steps for continuous variables, which take one feature of each there: a tree for each view."""
+    from sklearn.neighbors import KDTree, NearestNeighbors
+
+    views = [t.double().numpy() for t in (x, y)]
+    search = NearestNeighbors(metric="chebyshev", n_neighbors=k).fit(np.hstack(views))
+    radii = np.nextafter(search.kneighbors()[0][:, -1], 0)
+    found = [KDTree(t, metric="chebyshev").query_radius(t, radii, count_only=True) - 1 for t in views]
+    return _ksg(k, len(x), torch.from_numpy(np.stack(found)).double())
+
+
+def _ksg(k: int, n: int, counts: Tensor) -> Tensor:
+    psi = torch.digamma(torch.tensor([k, n], dtype=torch.float64)).sum()
+    return psi - torch.digamma(counts + 1).mean(1).sum().cpu()

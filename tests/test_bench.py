@@ -49,6 +49,8 @@ def write_op_tests(tree, body):
         "test_whitening",
         "test_moments",
         "test_dependence",
+        "test_mutual_information",
+        "test_permutation",
     )
     for folder in ("ops", "estimators"):
         (tree / "tests" / folder).mkdir(parents=True, exist_ok=True)
@@ -90,6 +92,8 @@ def test_every_candidate_is_measured(results):
         "inverse_sqrt",
         "hsic",
         "cka",
+        "ksg",
+        "permutation",
     }
     benchmarks = {b["extra_info"]["pass"]: b for b in data["benchmarks"] if b["extra_info"]["op"] == "info_nce"}
     assert set(benchmarks) >= {"forward", "forward+backward"}
