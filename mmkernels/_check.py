@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -89,12 +89,18 @@ def pair_of_ids(
 
 
 def integer(name: str, value: object, low: int, high: int | None = None) -> int:
-    """Return value if it is a Python int in [low, high]."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    """Return value if it is an int in [low, high], of Python or NumPy."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < low or (high is not None and value > high):
+    number = int(value)
+    if number < low or (high is not None and number > high):
         raise ValueError(f"{name} must be {f'at least {low}' if high is None else f'in [{low}, {high}]'}, got {value}")
-    return value
+    return number
+
+
+def seed(value: object) -> int:
+    """Return value if it seeds a generator."""
+    return integer("seed", value, 0, 2**63 - 1)
 
 
 def number(name: str, value: object, low: float = -math.inf, high: float = math.inf, with_low: bool = False) -> float:

@@ -153,6 +153,9 @@ def scatter(
     views: Sequence[Tensor], shift: Tensor, weights: Tensor | None, present: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Scatter matrix and sums of checked arguments in the operators' layout."""
-    # torch.compile admits no tensor twice among a Function's arguments
-    out: tuple[Tensor, Tensor] = Scatter.apply(shift, weights, present, *(v.view_as(v) for v in views))  # type: ignore[no-untyped-call]
+    # torch.compile admits no tensor twice among a Function's arguments, nor a list of which none needs a gradient
+    copies = [v.view_as(v) for v in views]
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (weights, *views))):
+        return Scatter.forward(shift, weights, present, *copies)
+    out: tuple[Tensor, Tensor] = Scatter.apply(shift, weights, present, *copies)  # type: ignore[no-untyped-call]
     return out

@@ -98,9 +98,11 @@ class MomentsGrad(torch.autograd.Function):
         of_views = torch.cat(
             [torch.zeros_like(x) if c is None else c.to(dtype) for x, c in zip(wide, asked[:V], strict=True)], 2
         )
+        # the Laplacian forms the differences of every feature
+        widest = max((x for x, name in zip(views, names, strict=True) if name == L1 or L1 not in names), key=_width)
         result = vjp_by_rows(
             by_rows,
-            row_tiles(L1 if L1 in names else names[0], views[0], views[0], V),
+            row_tiles(L1 if L1 in names else names[0], widest, widest, V),
             {f"x{v}": x for v, x in enumerate(wide)} | {"rows": _by_row(rows)},
             {f"y{v}": x for v, x in enumerate(wide)}
             | {f"gamma{v}": g for v, g in enumerate(gammas)}
@@ -127,6 +129,10 @@ def _split(tensors: Sequence[Tensor], parts: int) -> list[list[Tensor]]:
     """Tensors of all views, part by part."""
     V = len(tensors) // parts
     return [list(tensors[k * V : (k + 1) * V]) for k in range(parts)]
+
+
+def _width(x: Tensor) -> int:
+    return x.shape[-1]
 
 
 def _by_row(rows: Tensor) -> Tensor:

@@ -197,7 +197,8 @@ def _objectives(bound: str, clip: float) -> tuple[Objective, Objective]:
                 return bounds.of_scores(output, name, clip=clip)
             if name == "smile":
                 return bounds.smile(*output, clip)
-            return getattr(bounds, "info_nce_bound" if name == "info_nce" else name)(*output)
+            bound: Tensor = getattr(bounds, "info_nce_bound" if name == "info_nce" else name)(*output)
+            return bound
 
         return of
 

@@ -23,17 +23,13 @@ def scale_gamma(x: Tensor) -> Tensor:
 def median_distance(x: Tensor, y: Tensor | None, p: int) -> Tensor:
     """The median p-norm distance, p 1 or 2, of rows of x (and y) that differ, of a seeded sample where they are many.
 
-    (*batch, 1, 1), 1 where all rows agree; the sample is the same in every call, whatever the state of torch's
-    generators.
+    (*batch, 1, 1), 1 where all rows agree, or there is one; the sample is the same in every call, whatever the state of
+    torch's generators.
     """
-    if y is None:
-        rows = x
-    else:
-        batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])  # type: ignore[no-untyped-call]
-        rows = torch.cat([t.expand(*batch, *t.shape[-2:]) for t in (x, y)], -2)
+    rows = x if y is None else pooled(x, y)
     count = rows.shape[-2]
     if count < 2:
-        raise ValueError(f"the median distance needs at least two rows, got {count}")
+        return rows.new_ones((*rows.shape[:-2], 1, 1), dtype=compute_dtype(x.dtype))
     rows = rows.detach()
     if count > _SAMPLE:
         chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:_SAMPLE]
@@ -47,6 +43,12 @@ def median_distance(x: Tensor, y: Tensor | None, p: int) -> Tensor:
     below, known = ((d <= lower).sum(-1, keepdim=True), (~d.isnan()).sum(-1, keepdim=True))
     upper = torch.where(2 * below > known, lower, torch.where(d > lower, d, torch.inf).amin(-1, keepdim=True))
     return ((lower + upper) / 2).nan_to_num(1)[..., None]
+
+
+def pooled(x: Tensor, y: Tensor) -> Tensor:
+    """The rows of x and of y together."""
+    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])  # type: ignore[no-untyped-call]
+    return torch.cat([t.expand(*batch, *t.shape[-2:]) for t in (x, y)], -2)
 
 
 def _distances(rows: Tensor, i: Tensor, j: Tensor) -> Tensor:

@@ -11,9 +11,11 @@ from torch import Tensor
 from mmkernels import _check
 from mmkernels._dispatch import compute_dtype
 from mmkernels.autograd.moments import moments
+from mmkernels.ops._entries import data_driven
 from mmkernels.ops._kernels import PARAMETERS, check_kernel, cosine_rows, pairs, together
 from mmkernels.ops._statistics import check_views
 
+Options = Sequence[tuple[str, dict[str, Any]]]  # kernels and their parameters
 UNIT_DIAGONAL = ("rbf", "laplacian", "matern", "rational_quadratic", "cosine")  # kernels with k(x, x) = 1
 _SAMPLE = 256  # rows, of which the mean entry of a kernel matrix is estimated
 
@@ -30,6 +32,7 @@ class Sums(NamedTuple):
     product: Tensor  # (*batch,), of the product of all
     square: Tensor  # (*batch,), of its square
     diagonal: Tensor  # (*batch, V, N)
+    centres: Tensor  # (*batch, V), the constants
 
     def off_diagonal(self) -> Sums:
         """The sums without the diagonal, of two views at most."""
@@ -51,16 +54,29 @@ def check_options(
     for v, (name, g, other) in enumerate(zip(kernels, gammas, others, strict=True)):
         if not isinstance(name, str):
             raise TypeError(f"kernel must be a name or one for each of {V} views, got {name!r}")
-        own = dict(other or {})
-        check_kernel(name, own)
-        if g == "median" and (name not in ("rbf", "laplacian") or "length_scale" in own):
-            g = None  # the default, which such kernels do not have
-        if g is not None:
-            if "gamma" not in PARAMETERS[name]:
-                raise TypeError(f"the {name} kernel of view {v} has no gamma, got {g!r}")
-            own["gamma"] = g
-        out.append((name, own))
+        out.append((name, kernel_parameters(name, g, other, f" of view {v}")))
     return out
+
+
+def kernel_parameters(name: str, gamma: object, parameters: object, of: str = "") -> dict[str, Any]:
+    """Return the parameters of a kernel, and gamma among them unless it is the default of kernels without one."""
+    if not isinstance(parameters, dict | None):
+        raise TypeError(
+            f"parameters must be a dict of the kernel's parameters by name, got {type(parameters).__name__}"
+        )
+    own = dict(parameters or {})
+    check_kernel(name, own)
+    # "median" is what stands for no gamma said
+    if isinstance(gamma, str) and gamma == "median":
+        if name not in ("rbf", "laplacian") or "length_scale" in own or "gamma" in own:
+            return own
+    elif gamma is None:
+        return own
+    if "gamma" not in PARAMETERS[name]:
+        raise TypeError(f"the {name} kernel{of} has no gamma, got {gamma!r}")
+    if "gamma" in own:
+        raise ValueError(f"give gamma once, got {gamma!r} and {own['gamma']!r} among the parameters")
+    return own | {"gamma": gamma}
 
 
 def each(name: str, value: object, V: int) -> list[Any]:
@@ -70,6 +86,15 @@ def each(name: str, value: object, V: int) -> list[Any]:
             raise ValueError(f"{name} must be one value or one for each of {V} views, got {len(value)}")
         return list(value)
     return [value] * V
+
+
+def several(views: object, least: int = 2) -> Sequence[Any]:
+    """Return views if they are a list or tuple of so many."""
+    if not isinstance(views, list | tuple):
+        raise TypeError(f"views must be a list or tuple of at least {least} tensor(s), got {type(views).__name__}")
+    if len(views) < least:
+        raise ValueError(f"views must be at least {least} tensor(s), got {len(views)}")
+    return views
 
 
 def check_samples(views: Sequence[object], rows: int) -> list[Tensor]:
@@ -82,7 +107,7 @@ def check_samples(views: Sequence[object], rows: int) -> list[Tensor]:
 
 def sums(
     views: Sequence[Tensor],
-    kernels: Sequence[tuple[str, dict[str, Any]]],
+    kernels: Options,
     *,
     of_pairs: bool = False,
     product: bool = False,
@@ -96,7 +121,11 @@ def sums(
     keeps their digits.
     """
     found = []
+    if any(name in ("linear", "cosine") for name, _ in kernels):
+        views = [x.to(compute_dtype(x.dtype)) for x in views]
     for x, (name, parameters) in zip(views, kernels, strict=True):
+        if name == "linear" and centred:
+            x = without_mean(x)
         if name in ("linear", "cosine"):
             x = cosine_rows(x) if name == "cosine" else x
             name, parameters = "polynomial", {"gamma": 1.0, "coef0": 0.0, "degree": 1}
@@ -128,7 +157,26 @@ def sums(
     rows, pair_sums, products, squares = (
         t.reshape(shape) if want else t for t, shape, want in zip(out, shapes, wants, strict=True)
     )
-    return Sums(N, rows, pair_sums, products, squares, d)
+    return Sums(N, rows, pair_sums, products, squares, d, torch.stack(centres, 1).reshape(*batch, V))
+
+
+def without_mean(x: Tensor) -> Tensor:
+    """The rows less their mean, detached, in the dtype of computation: what linear kernels lose digits to."""
+    wide = x.to(compute_dtype(x.dtype))
+    return wide - wide.detach().mean(-2, keepdim=True)
+
+
+def fixed(views: Sequence[Tensor], kernels: Options) -> list[tuple[Tensor, str, dict[str, Any]]]:
+    """Views in float32 or float64, their kernels, and parameters that serve any of the rows."""
+    out = []
+    for x, (name, own) in zip(views, kernels, strict=True):
+        x = x.to(compute_dtype(x.dtype))
+        x = without_mean(x) if name == "linear" else x
+        out.append((x, name, data_driven(x, None, name, own)))
+        for key, value in out[-1][2].items():
+            if isinstance(value, Tensor) and value.numel() > 1 and value.ndim > 1 and key != "length_scale":
+                raise ValueError(f"{key} must be one for all rows, got shape {tuple(value.shape)}")
+    return out
 
 
 def _expanded(t: Tensor, own: torch.Size, batch: torch.Size) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmkernels._dispatch import compute_dtype
 from mmkernels.ops._autocast import without_autocast
 from mmkernels.ops._statistics import statistics
-from mmkernels.ops._sums import Sums, check_estimator, check_options, check_samples, sums
+from mmkernels.ops._sums import Options, Sums, check_estimator, check_options, check_samples, several, sums
 
 
 @without_autocast
@@ -65,10 +65,15 @@ def hsic(
     check_estimator(estimator)
     views = check_samples([x, y], 1 if estimator == "biased" else 4)
     kernels = check_options(views, kernel, gamma, parameters)
+    return _hsic_of(views, kernels, estimator)
+
+
+def _hsic_of(views: Sequence[Tensor], kernels: Options, estimator: str) -> Tensor:
+    """HSIC of two views."""
     if by_features(views, kernels):
-        return _linear(views, estimator)[..., 0, 1].to(compute_dtype(x.dtype))
+        return _linear(views, estimator)[..., 0, 1].to(compute_dtype(views[0].dtype))
     found = sums(views, kernels, product=True, diagonal=estimator == "unbiased")
-    return _hsic(found, estimator, 0, 1, found.product).to(found.rows.dtype)
+    return of_sums(found, estimator, 0, 1, found.product).to(found.rows.dtype)
 
 
 @without_autocast
@@ -201,21 +206,22 @@ def dhsic(
         >>> bool(mmkernels.dhsic(views) > 10 * mmkernels.dhsic([a, b, torch.randn(300, 1)]))
         True
     """
-    if not isinstance(views, list | tuple) or len(views) < 2:
-        raise TypeError(f"views must be a list or tuple of at least 2 tensors, got {type(views).__name__}")
-    checked = check_samples(views, 1)
-    s = sums(checked, check_options(checked, kernel, gamma, parameters), product=True, centred=False)
+    checked = check_samples(several(views), 1)
+    kernels = check_options(checked, kernel, gamma, parameters)
+    if len(checked) == 2:  # which keeps more digits
+        return _hsic_of(checked, kernels, "biased")
+    s = sums(checked, kernels, product=True, centred=False)
     rows = s.rows.double() / s.n
     value = s.product / s.n**2 + rows.mean(-1).prod(-1) - 2 * rows.prod(-2).mean(-1)
     return value.to(s.rows.dtype)
 
 
-def by_features(views: Sequence[Tensor], kernels: Sequence[tuple[str, dict[str, Any]]]) -> bool:
+def by_features(views: Sequence[Tensor], kernels: Options) -> bool:
     """Whether covariances are cheaper than pairs of rows."""
     return all(name == "linear" for name, _ in kernels) and sum(v.shape[-1] for v in views) <= views[0].shape[-2]
 
 
-def _hsic(s: Sums, estimator: str, u: int, v: int, product: Tensor) -> Tensor:
+def of_sums(s: Sums, estimator: str, u: int, v: int, product: Tensor) -> Tensor:
     """HSIC of views u and v, float64, from the sum of K_u * K_v."""
     n = s.n
     if estimator == "biased":
@@ -228,19 +234,24 @@ def _hsic(s: Sums, estimator: str, u: int, v: int, product: Tensor) -> Tensor:
     return (product + r.sum(-1) * t.sum(-1) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (r * t).sum(-1)) / (n * (n - 3))
 
 
-def matrix(views: Sequence[Tensor], kernels: Sequence[tuple[str, dict[str, Any]]], estimator: str) -> Tensor:
+def matrix(views: Sequence[Tensor], kernels: Options, estimator: str) -> Tensor:
     """HSIC of every pair of views, (*batch, V, V), float64."""
     if by_features(views, kernels):
         return _linear(views, estimator)
     s = sums(views, kernels, of_pairs=True, diagonal=estimator == "unbiased")
     V = len(views)
-    lines = [[_hsic(s, estimator, u, v, s.pairs[..., u, v]) for v in range(V)] for u in range(V)]
-    return torch.stack([torch.stack(line, -1) for line in lines], -2)
+    lines = [[of_sums(s, estimator, u, v, s.pairs[..., u, v]) for v in range(V)] for u in range(V)]
+    H = torch.stack([torch.stack(line, -1) for line in lines], -2)
+    # what a constant view has left is the rounding of its kernel's values
+    rounding = (8 * torch.finfo(s.centres.dtype).eps * s.centres.double()).square()
+    nothing = torch.diag_embed(H.detach().diagonal(dim1=-2, dim2=-1).abs() <= rounding)
+    return H.masked_fill(nothing, 0)
 
 
-def _ratio(views: Sequence[Tensor], kernels: Sequence[tuple[str, dict[str, Any]]], estimator: str) -> Tensor:
+def _ratio(views: Sequence[Tensor], kernels: Options, estimator: str) -> Tensor:
     H = matrix(views, kernels, estimator)
-    return (H[..., 0, 1] / (H[..., 0, 0] * H[..., 1, 1]).sqrt()).to(compute_dtype(views[0].dtype))
+    both = H[..., 0, 0] * H[..., 1, 1]
+    return torch.where(both > 0, H[..., 0, 1] / both.sqrt(), torch.nan).to(compute_dtype(views[0].dtype))
 
 
 def _linear(views: Sequence[Tensor], estimator: str) -> Tensor:

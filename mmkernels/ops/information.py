@@ -15,13 +15,12 @@ from mmkernels.ops._autocast import without_autocast
 from mmkernels.ops._density import log_densities, log_sums, scaled
 from mmkernels.ops._discrete import binned, entropy_of_labels, information_of_labels, is_labels
 from mmkernels.ops._knn import kozachenko_leonenko, ksg
-from mmkernels.ops._sums import UNIT_DIAGONAL, check_options, check_samples, each, sums
+from mmkernels.ops._sums import UNIT_DIAGONAL, Options, check_options, check_samples, each, several, sums
 from mmkernels.ops.covariance import covariance
 from mmkernels.ops.dependence import hsic
 
 ENTROPIES = ("gaussian", "kde", "knn", "renyi")
 INFORMATION = ("gaussian", "ksg1", "ksg2", "kde", "binned", "renyi", "cauchy_schwarz", "euclidean")
-Options = Sequence[tuple[str, dict[str, Any]]]  # kernels and their parameters
 
 
 @without_autocast
@@ -218,9 +217,7 @@ def total_correlation(
         >>> bool(mmkernels.total_correlation([x, y, x + y + z], "gaussian") > 0.3)
         True
     """
-    if not isinstance(views, list | tuple) or len(views) < 2:
-        raise TypeError(f"views must be a list or tuple of at least 2 tensors, got {type(views).__name__}")
-    checked = check_samples(views, 2)
+    checked = check_samples(several(views), 2)
     _check.tensor("x", checked[0], 2)
     _check.choice("method", method, ("gaussian", "ksg1", "ksg2", "kde", "renyi"))
     if method in ("ksg1", "ksg2"):

@@ -10,9 +10,10 @@ from torch import Tensor
 from mmkernels import _check
 from mmkernels._dispatch import compute_dtype
 from mmkernels.ops._autocast import without_autocast
+from mmkernels.ops._bandwidth import pooled, scale_gamma
 from mmkernels.ops._entries import data_driven, entries
-from mmkernels.ops._kernels import PARAMETERS, check_kernel, check_pairs, cosine_rows, pairs
-from mmkernels.ops._sums import diagonal_of
+from mmkernels.ops._kernels import check_pairs, cosine_rows, pairs
+from mmkernels.ops._sums import diagonal_of, kernel_parameters
 from mmkernels.ops.kernel import kernel_matmul
 
 ESTIMATORS = ("biased", "unbiased", "linear")
@@ -91,7 +92,7 @@ def mmd(
     within = [kernel_matmul(t, None, None, kernel, **own) for t in (x, y)]
     if estimator == "unbiased":
         within = [
-            (r - _diagonal(t, kernel, own)) * (r.shape[-1] / (r.shape[-1] - 1))
+            (r - diagonal(t, kernel, own)) * (r.shape[-1] / (r.shape[-1] - 1))
             for t, r in zip((x, y), within, strict=True)
         ]
     across = kernel_matmul(x, y, None, kernel, **own).mean(-1) / N
@@ -130,20 +131,20 @@ def check_samples_of(
     """Return two samples and the kernel's parameters, those that depend on data from both samples together."""
     first, second = check_pairs(x, y)
     second = first if second is None else second
-    own = dict(parameters or {})
-    check_kernel(kernel, own)
+    if not isinstance(kernel, str):
+        raise TypeError(f"kernel must be a name, got {type(kernel).__name__}")
     if bandwidths is not None:
-        if kernel != "rbf" or own or gamma != "median":
+        if kernel != "rbf" or parameters or not (isinstance(gamma, str) and gamma == "median"):
             raise ValueError(
                 "bandwidths are those of RBF kernels: give no gamma, length_scale or other kernel with them"
             )
         gamma = [0.5 / _check.number(f"bandwidths[{q}]", b, 0) ** 2 for q, b in enumerate(bandwidths)]
-    if gamma == "median" and (kernel not in ("rbf", "laplacian") or "length_scale" in own):
-        gamma = None
-    if gamma is not None:
-        if "gamma" not in PARAMETERS[kernel]:
-            raise TypeError(f"the {kernel} kernel has no gamma, got {gamma!r}")
-        own["gamma"] = gamma
+    own = kernel_parameters(kernel, gamma, parameters)
+    if isinstance(own.get("gamma"), str) and own["gamma"] == "scale":  # of both, or divisions would not be alike
+        own["gamma"] = scale_gamma(pooled(first, second))
+    if kernel == "linear":
+        mean = pooled(first, second).detach().mean(-2, keepdim=True, dtype=compute_dtype(first.dtype))
+        first, second = first - mean, second - mean
     return first, second, data_driven(first, second, kernel, own)
 
 
@@ -177,9 +178,16 @@ def _weights(weights: object, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return out[0], out[1]
 
 
-def _diagonal(x: Tensor, kernel: str, parameters: dict[str, Any]) -> Tensor:
+def diagonal(x: Tensor, kernel: str, parameters: dict[str, Any]) -> Tensor:
     """k(x_i, x_i), (*batch, N)."""
-    if kernel == "linear":
+    x = cosine_rows(x) if kernel == "cosine" else x
+    if kernel in ("linear", "cosine"):
         return x.to(compute_dtype(x.dtype)).square().sum(-1)
     p = pairs(x, None, kernel, parameters)
     return diagonal_of(p.x, p.gamma, p.coef, p.kernel, p.degree).reshape(*p.batch, -1)
+
+
+def size_of_entries(x: Tensor, kernel: str, parameters: dict[str, Any]) -> float:
+    """About how large the entries of the kernel matrix of rows (N, D) are, of which sums cancel."""
+    mean = kernel_matmul(x, None, None, kernel, **parameters).double().abs().mean() / len(x)
+    return float(mean + diagonal(x, kernel, parameters).double().abs().mean())

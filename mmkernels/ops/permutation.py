@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,12 +11,11 @@ from torch import Tensor
 
 from mmkernels import _check
 from mmkernels._dispatch import memory_budget, no_autocast, slices
-from mmkernels.ops._entries import data_driven
 from mmkernels.ops._progress import track
-from mmkernels.ops._sums import check_options, check_samples
-from mmkernels.ops.dependence import hsic
+from mmkernels.ops._sums import check_options, check_samples, fixed, sums
+from mmkernels.ops.dependence import of_sums
 from mmkernels.ops.kernel import kernel_matmul, kernel_matrix
-from mmkernels.ops.mmd import check_samples_of
+from mmkernels.ops.mmd import check_samples_of, size_of_entries
 
 INDEPENDENCE = ("hsic", "cka", "distance_covariance", "distance_correlation")
 TWO_SAMPLE = ("mmd", "energy_distance")
@@ -27,7 +27,7 @@ class SignificanceResult(NamedTuple):
 
     Attributes:
         statistic: its value on the data.
-        pvalue: in (0, 1].
+        pvalue: in [0, 1].
         null: its values under the null hypothesis, (n,); empty for approximations.
         interval: a 95 % confidence interval of what the statistic estimates, where there is one.
     """
@@ -69,8 +69,8 @@ def permutation_test(
         statistic: its biased estimate is what is tested.
         x: (N, D_x), or for two samples (M, D), in float16, bfloat16, float32 or float64.
         y: (N, D_y), or for two samples (N, D); x's dtype and device.
-        n: how many permutations; None takes all N - 1 shifts, or 1,000 divisions. More than N - 1 put the rows into
-            random order several times: the level is then not exact, but very nearly so.
+        n: how many permutations; None takes all N - 1 shifts, or 1,000 divisions. More than N - 1 are those shifts and
+            as many of other random orders as it takes: the level is exact all the same.
         kernel, gamma, parameters: as in `hsic` or `mmd`; distance statistics have none.
         seed: of a generator of its own.
         progress: show a bar, where rich is installed.
@@ -93,12 +93,11 @@ def permutation_test(
         True
     """
     _check.choice("statistic", statistic, INDEPENDENCE + TWO_SAMPLE)
-    _check.integer("seed", seed, 0)
+    _check.seed(seed)
     if n is not None:
         _check.integer("n", n, 1)
     if statistic in ("distance_covariance", "distance_correlation", "energy_distance"):
-        if (kernel, gamma, parameters) != ("rbf", "median", None):
-            raise ValueError(f"{statistic} has no kernel and no parameters")
+        check_no_kernel(statistic, kernel, gamma, parameters)
         kernel, gamma = "energy", None
     for name, t in (("x", x), ("y", y)):
         _check.embeddings(name, t)
@@ -107,6 +106,13 @@ def permutation_test(
         if statistic in TWO_SAMPLE:
             return _divisions(x, y, n or 1000, kernel, gamma, parameters, generator, progress)
         return _shifts(statistic, x, y, n, kernel, gamma, parameters, generator, progress)
+
+
+def check_no_kernel(name: str, kernel: object, gamma: object, parameters: object) -> None:
+    """Raise where a kernel is given to a statistic of distances."""
+    given = [not (isinstance(v, str) and v == default) for v, default in ((kernel, "rbf"), (gamma, "median"))]
+    if any(given) or parameters is not None:
+        raise ValueError(f"{name} has no kernel and no parameters")
 
 
 def _divisions(
@@ -127,7 +133,7 @@ def _divisions(
         W = ((order < M).to(z).mT * (1 / M + 1 / N) - 1 / N).contiguous()
         null.append((W * kernel_matmul(z, None, W, kernel, **own)).sum(0))
     observed, *rest = torch.split(torch.cat(null).double(), [1, n])
-    return result(float(observed), rest[0], z.dtype)
+    return result(float(observed), rest[0], z.dtype, size_of_entries(z, kernel, own))
 
 
 def _shifts(
@@ -138,29 +144,34 @@ def _shifts(
     x, y = check_samples([x, y], 4)
     N = len(x)
     n = N - 1 if n is None else n
-    x, y = (t if t.dtype == torch.float64 else t.float() for t in (x, y))
-    options = check_options([x, y], kernel, gamma, parameters)
-    kernels = [(name, data_driven(t, None, name, own)) for t, (name, own) in zip((x, y), options, strict=True)]
-    scale = 1.0
-    if statistic in ("cka", "distance_correlation"):
-        own = [hsic(t, t, name, gamma=None, parameters=p) for t, (name, p) in zip((x, y), kernels, strict=True)]
-        scale = float((own[0] * own[1]).rsqrt())
-    null: list[Tensor] = []
-    observed = x.new_zeros(1)
-    for _ in range(-(-n // (N - 1))):
-        order = torch.randperm(N, generator=generator).to(x.device)
-        values = scale * _all_shifts(x[order], y[order], kernels, progress)
-        observed, *shifted = torch.split(values, [1, N - 1])
-        null += shifted
+    views = fixed([x, y], check_options([x, y], kernel, gamma, parameters))
+    norms, size = norms_and_size(views)
+    order = torch.randperm(N, generator=generator).to(x.device)
+    observed, *null = torch.split(_all_shifts(views, order, order, progress), [1, N - 1])
+    while sum(map(len, null)) < n:  # all of a coset of the shifts, of which none is the identity
+        x_order, y_order = (torch.randperm(N, generator=generator).to(x.device) for _ in range(2))
+        null.append(_all_shifts(views, x_order, y_order, progress))
     found = torch.cat(null)
     chosen = torch.randperm(len(found), generator=generator)[:n].to(found.device)
-    return result(float(observed), found[chosen], x.dtype)
+    scale = (1 / norms if norms > 0 else math.nan) if statistic in ("cka", "distance_correlation") else 1.0
+    return result(scale * float(observed), scale * found[chosen], views[0][0].dtype, scale * size)
 
 
-def _all_shifts(x: Tensor, y: Tensor, kernels: Sequence[tuple[str, dict[str, Any]]], progress: bool) -> Tensor:
-    """Biased HSIC of x's row i with y's row i + s, for all s: (N,), float64."""
-    N = len(x)
-    views = [(t, name, own) for t, (name, own) in zip((x, y), kernels, strict=True)]
+def norms_and_size(views: Sequence[tuple[Tensor, str, dict[str, Any]]]) -> tuple[float, float]:
+    """The square root of HSIC(K, K) HSIC(L, L), and the size of the terms that cancel in HSIC(K, L)."""
+    s = sums([x for x, *_ in views], [(name, own) for _, name, own in views], of_pairs=True)
+    own = [of_sums(s, "biased", v, v, s.pairs[v, v]).clamp(min=0).sqrt() for v in range(2)]
+    sizes = [norm + centre.abs() for norm, centre in zip(own, s.centres, strict=True)]
+    return float(own[0] * own[1]), float(sizes[0] * sizes[1])
+
+
+def _all_shifts(
+    views: Sequence[tuple[Tensor, str, dict[str, Any]]], x_order: Tensor, y_order: Tensor, progress: bool
+) -> Tensor:
+    """Biased HSIC of row i of x with row i + s of y, in these orders, for all s: (N,), float64."""
+    N = len(x_order)
+    views = [(t[order], name, own) for (t, name, own), order in zip(views, (x_order, y_order), strict=True)]
+    x = views[0][0]
     rows = [kernel_matmul(t, None, None, name, **own).double() for t, name, own in views]
     # HSIC does not change when a constant is subtracted from K, and the terms that cancel become small.
     centres = [r.mean() / N for r in rows]
@@ -193,8 +204,12 @@ def _diagonals(x: Tensor, band: slice, kernel: str, parameters: dict[str, Any]) 
     return out
 
 
-def result(statistic: float, null: Tensor, dtype: torch.dtype) -> SignificanceResult:
-    """What a null distribution says; values that equal the statistic but for the rounding of dtype count as equal."""
-    rounding = torch.finfo(dtype).eps ** 0.75 * max(abs(statistic), float(null.abs().max()))
+def result(statistic: float, null: Tensor, dtype: torch.dtype, size: float) -> SignificanceResult:
+    """What a null distribution says; values that equal the statistic but for rounding count as equal.
+
+    size is that of the terms of the statistic, which cancel.
+    """
+    eps = torch.finfo(dtype).eps
+    rounding = max(eps**0.75 * max(abs(statistic), float(null.abs().max())), 4 * eps * size)
     above = int((~(null < statistic - rounding)).sum())  # NaN is no evidence
     return SignificanceResult(statistic, (1 + above) / (1 + len(null)), null)

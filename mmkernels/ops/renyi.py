@@ -115,9 +115,7 @@ def renyi_entropy(
         )
     _check.integer("probes", probes, 2)
     steps = min(_check.integer("steps", steps, 1), N)
-    return _by_lanczos(
-        _one_kernel(checked, options), N, checked[0], alpha, probes, steps, _check.integer("seed", seed, 0)
-    )
+    return _by_lanczos(_one_kernel(checked, options), N, checked[0], alpha, probes, steps, _check.seed(seed))
 
 
 def _trace(eigenvalues: Tensor, alpha: float) -> Tensor:

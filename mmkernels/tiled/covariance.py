@@ -31,7 +31,7 @@ def covariance_fwd(
         sums[batch] += z.sum(1, keepdim=True) if factors is None else _of(factors, batch)[..., rows] @ z
         if D < _NARROW and z.shape[1] > _ROWS:
             whole = z.shape[1] // _ROWS * _ROWS
-            pieces, z = z[:, :whole].unflatten(1, (-1, _ROWS)), z[:, whole:]
+            pieces, z = z[:, :whole].view(len(z), -1, _ROWS, D), z[:, whole:]
             total = shift.new_zeros(B, D, D, dtype=torch.float64) if total is None else total
             total[batch] += (pieces.mT @ pieces).sum(1, dtype=torch.float64)
         if len(z) == 1:
