@@ -33,6 +33,16 @@ def within(views: Sequence[Tensor], radii: Tensor, strict: bool) -> Tensor:
     return (d < radii[:, None] if strict else d <= radii[:, None]).sum(1)
 
 
+def inside(views: Sequence[Tensor], radii: Tensor) -> Tensor:
+    """How many are nearer than a row's radius, itself too; of radius 0 all that coincide (Gao et al. 2017)."""
+    return torch.where(radii == 0, within(views, radii, strict=False), within(views, radii, strict=True)) + 1
+
+
+def near(views: Sequence[Tensor], radii: Tensor, k: int) -> Tensor:
+    """k, or of radius 0 all that coincide, itself too."""
+    return torch.where(radii == 0, inside(views, radii), k)
+
+
 def kozachenko_leonenko(x: Tensor, k: int, euclidean: bool) -> Tensor:
     """psi(N) - psi(k) + log of the unit ball's volume + D <log of the distance to the k-th neighbour>."""
     N, D = x.shape
@@ -43,8 +53,8 @@ def kozachenko_leonenko(x: Tensor, k: int, euclidean: bool) -> Tensor:
 def ksg1(views: Sequence[Tensor], k: int) -> Tensor:
     """Kraskov, Stogbauer and Grassberger 2004, equations 8 and 23."""
     radii = kth(distances(views), k)
-    terms = [digamma(within([v], radii, strict=True) + 1) for v in views]
-    return digamma(k) + (len(views) - 1) * digamma(len(radii)) - torch.stack(terms).sum(0).mean()
+    terms = torch.stack([digamma(inside([v], radii)) for v in views]).sum(0)
+    return (digamma(near(views, radii, k)) - terms).mean() + (len(views) - 1) * digamma(len(radii))
 
 
 def ksg2(views: Sequence[Tensor], k: int) -> Tensor:
@@ -61,8 +71,8 @@ def ksg2(views: Sequence[Tensor], k: int) -> Tensor:
 def frenzel_pompe(x: Tensor, y: Tensor, z: Tensor, k: int) -> Tensor:
     """psi(k) - <psi(n_xz + 1) + psi(n_yz + 1) - psi(n_z + 1)>."""
     radii = kth(distances([x, y, z]), k)
-    of_xz, of_yz, of_z = (digamma(within(group, radii, strict=True) + 1) for group in ([x, z], [y, z], [z]))
-    return digamma(k) - (of_xz + of_yz - of_z).mean()
+    of_xz, of_yz, of_z = (digamma(inside(group, radii)) for group in ([x, z], [y, z], [z]))
+    return (digamma(near([x, y, z], radii, k)) - (of_xz + of_yz - of_z)).mean()
 
 
 def ross(x: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -74,7 +84,8 @@ def ross(x: Tensor, labels: Tensor, k: int) -> Tensor:
     own = (of_label - 1).clamp(max=k)
     d = distances([x])
     radii = d.masked_fill(~same, math.inf).sort(1)[0].gather(1, own[:, None] - 1)[:, 0]
-    m = (d < radii[:, None]).sum(1) + 1
+    m = inside([x], radii)
+    own = torch.where(radii == 0, ((d == 0) & same).sum(1) + 1, own)
     return digamma(len(x)) + (digamma(own) - digamma(of_label) - digamma(m)).mean()
 
 

@@ -215,3 +215,13 @@ def test_process_groups(world, tmp_path):
     for out in got:
         torch.testing.assert_close(torch.tensor(out["running"], dtype=torch.float64), seen.cov)
         assert out["running"] == got[0]["running"]
+
+
+def test_compile_of_several_views_without_gradients(device):
+    x, y = (torch.randn(50, 2, device=device) for _ in "xy")
+    for function in (
+        lambda a, b: mmkernels.covariance(a, b).cov,
+        lambda a, b: mmkernels.mutual_information(a, b, "gaussian"),
+        lambda a, b: mmkernels.cca_loss(a, b),
+    ):
+        torch.testing.assert_close(torch.compile(function, backend="aot_eager")(x, y), function(x, y))

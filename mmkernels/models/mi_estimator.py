@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmkernels import _check
 from mmkernels.ops import bounds
+from mmkernels.ops._autocast import without_autocast
 from mmkernels.ops._progress import progress
 
 BOUNDS = ("info_nce", "dv", "mine", "nwj", "smile", "js")
@@ -38,7 +39,7 @@ class SeparableCritic(nn.Module):
 
 
 class ConcatCritic(nn.Module):
-    """f(x, y) of one network of both rows side by side: the scores of all N^2 pairs are computed and stored.
+    """f(x, y) of one network of both rows side by side: its layers hold all N^2 pairs, each `hidden` wide.
 
     Args:
         x_features, y_features: of the rows.
@@ -78,6 +79,9 @@ class MIEstimate(NamedTuple):
     steps: int
 
 
+@without_autocast
+@torch.inference_mode(False)
+@torch.enable_grad()
 def estimate_mi(
     x: Tensor,
     y: Tensor,
@@ -104,7 +108,7 @@ def estimate_mi(
         x: (N, D_x) in float32 or float64.
         y: (N, D_y), x's dtype and device.
         critic: "separable" (<g(x), h(y)>, scores in O(N) memory), "concat" (one network of both rows), or a module that
-            returns either kind of result: two tensors of embedded rows, or the scores (N, N).
+            returns either kind of result: two tensors of embedded rows, or the scores (N, N); a copy is trained.
         bound: "info_nce" (at most log batch_size while training, log of the held-out rows' number at evaluation), "dv",
             "mine", "nwj", "smile" or "js" (`mmkernels.ops.bounds`).
         batch_size: rows a step, at least 2.
@@ -114,14 +118,15 @@ def estimate_mi(
         held_out: share of the rows that are not trained on, in (0, 1).
         lr: learning rate.
         clip: of "smile".
-        seed: of the split, the initial weights and the batches; torch's own generators are left as they were.
+        seed: of the split, the initial weights and the batches, drawn on the CPU; torch's own generators are left as
+            they were.
         verbose: show a progress bar, where rich is installed.
 
     Returns:
         A `MIEstimate`.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit; fewer than 10 rows.
+        TypeError, ValueError: arguments that do not fit; fewer than 10 rows; values that are not finite.
 
     Source: Poole et al. 2019 (arXiv 1905.06922); Song and Ermon 2020 (1910.06222); Czyz et al. 2023 (2306.11078) for
     held-out evaluation.
@@ -147,14 +152,20 @@ def estimate_mi(
     _check.number("held_out", held_out, 0, 1)
     _check.number("lr", lr, 0)
     _check.number("clip", clip, 0)
-    x, y = (_standardised(t.detach()) for t in (x, y))
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        torch.manual_seed(_check.integer("seed", seed, 0))
+    seed = _check.seed(seed)
+    for name, t in (("x", x), ("y", y)):
+        if not torch.isfinite(t).all():
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+    x, y = (_standardised(t.detach().clone()) for t in (x, y))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: what is random is drawn there
         order = torch.randperm(len(x)).to(x.device)
         tested = order[: min(len(x) - 2, max(2, round(held_out * len(x))))]
         trained = order[len(tested) :]
         model = _critic(critic, x, y)
         train, evaluate = _objectives(bound, clip)
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ValueError("critic must have parameters that require gradients")
         optimizer = torch.optim.Adam(model.parameters(), lr=lr)
         best, kept, step = -math.inf, copy.deepcopy(model), 0
         history: list[float] = []
@@ -162,14 +173,15 @@ def estimate_mi(
             while step < max_steps and not _settled(history, patience):
                 model.train()
                 for _ in range(min(evaluate_every, max_steps - step)):
-                    rows = trained[torch.randperm(len(trained), device=x.device)[:batch_size]]
+                    rows = trained[torch.randperm(len(trained))[:batch_size].to(x.device)]
                     optimizer.zero_grad(set_to_none=True)
                     (-train(model(x[rows], y[rows]))).backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                     step += 1
                 model.eval()
                 with torch.no_grad():
-                    history.append(float(evaluate(model(x[tested], y[tested]))))
+                    found = float(evaluate(_in_parts(model, x[tested], y[tested])))
+                history.append(-math.inf if math.isnan(found) else found)
                 if history[-1] > best:
                     best, kept = history[-1], copy.deepcopy(model)
                 show(step, f"{step}: {history[-1]:.3f} nats, best {best:.3f}")
@@ -182,10 +194,21 @@ Objective = Callable[[Output], Tensor]
 
 def _critic(critic: str | nn.Module, x: Tensor, y: Tensor) -> nn.Module:
     if isinstance(critic, nn.Module):
-        return critic
+        return copy.deepcopy(critic)
     _check.choice("critic", critic, CRITICS)
     kind = SeparableCritic if critic == "separable" else ConcatCritic
     return kind(x.shape[1], y.shape[1]).to(x)
+
+
+def _in_parts(critic: nn.Module, x: Tensor, y: Tensor) -> Output:
+    """The critic's output, of one that takes pairs some rows at a time: its layers hold every pair of rows."""
+    if isinstance(critic, ConcatCritic):
+        parts = torch.split(x, max(1, 2**16 // len(y)))
+        return torch.cat([critic(part, y) for part in parts])
+    output: Output = critic(x, y)
+    if not isinstance(output, Tensor) and not (isinstance(output, tuple | list) and len(output) == 2):
+        raise TypeError(f"critic must return the scores or two tensors of embedded rows, got {type(output).__name__}")
+    return output
 
 
 def _objectives(bound: str, clip: float) -> tuple[Objective, Objective]:

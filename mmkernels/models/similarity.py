@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmkernels.data._files import needs_extra, write_atomically
+from mmkernels.ops._autocast import without_autocast
 from mmkernels.ops.kernel import kernel_matrix
 
 
@@ -23,7 +24,8 @@ class CKAMeter:
         {\sqrt{\sum_b \mathrm{HSIC}_u(K_b, K_b) \sum_b \mathrm{HSIC}_u(L_b, L_b)}}
 
     with the unbiased HSIC of each batch: sums first, the ratio last. The mean of the CKA of batches is biased; this
-    agrees with the CKA of all rows together whatever the batch size. A batch has 4 rows or more.
+    estimates the CKA of all rows together whatever the batch size, the better the larger. A batch has 4 rows or more
+    (n), and costs the V layers' V n^2 numbers of memory.
 
     Args:
         kernel: a name listed at `mmkernels.kernel_matrix`.
@@ -63,6 +65,8 @@ class CKAMeter:
         Raises:
             ValueError: numbers of layers or rows that do not fit, fewer than 4 rows, nothing caught.
         """
+        if (x is None) != (y is None):
+            raise ValueError("give the activations of both networks, or of none")
         if x is None or y is None:
             x, y = (
                 [caught[n] for n in names if n in caught]
@@ -72,6 +76,9 @@ class CKAMeter:
                 raise ValueError("nothing was caught of some layers: run both networks inside `watch`, then update()")
             for caught in self._caught:
                 caught.clear()
+        x, y = list(x), list(y)
+        if not x or not y or any(not isinstance(t, Tensor) or t.ndim < 2 for t in (*x, *y)):
+            raise ValueError("each network must have at least one layer, its activations a tensor (N, ...)")
         rows = {len(t) for t in (*x, *y)}
         if len(rows) != 1 or min(rows) < 4:
             raise ValueError(f"all layers must have the same number of rows, at least 4, got {sorted(rows)}")
@@ -86,6 +93,7 @@ class CKAMeter:
         self._hsic = hsic if self._hsic is None else self._hsic + hsic
         self._sizes = (len(x), len(y))
 
+    @without_autocast
     def _gram(self, t: Tensor) -> Tensor:
         """The kernel matrix (n, n) of a layer, float64, without its diagonal and its mean."""
         rows = t.detach().flatten(1)
@@ -116,6 +124,8 @@ class CKAMeter:
         Raises:
             ValueError: a layer does not exist.
         """
+        if self._hsic is not None and self.names != (list(first_layers), list(second_layers)):
+            raise ValueError("batches of other layers were added: take another meter for these")
         self.names = (list(first_layers), list(second_layers))
         self._caught = ({}, {})
         handles = []
@@ -159,6 +169,9 @@ class CKAMeter:
 
 def _catch(caught: dict[str, Tensor], name: str) -> Any:
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        caught[name] = (output[0] if isinstance(output, tuple | list) else output).detach()
+        first = output[0] if isinstance(output, tuple | list) else output
+        if not isinstance(first, Tensor):
+            raise TypeError(f"layer {name!r} must return a tensor, or a tuple of which the first is one")
+        caught[name] = first.detach()
 
     return hook

@@ -25,7 +25,7 @@ def scaled(x: Tensor, bandwidth: Bandwidth, name: str = "bandwidth") -> tuple[Te
     if isinstance(bandwidth, str):
         _check.choice(name, bandwidth, ("scott",))
         h = wide.detach().std(0) * N ** (-1 / (D + 4))
-        h = torch.where(h > 0, h, 1)  # a constant feature has no say in mutual information
+        h = torch.where(h > 0, h, 1)  # a constant feature adds the same to all densities
     elif isinstance(bandwidth, Tensor):
         if bandwidth.ndim > 1 or (bandwidth.ndim == 1 and len(bandwidth) != D):
             raise ValueError(f"{name} must be 0-dimensional or of shape (D,) = ({D},), got {tuple(bandwidth.shape)}")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmkernels import _check
 from mmkernels._dispatch import compute_dtype
-from mmkernels.ops._knn import check_no_gradient, ross
+from mmkernels.ops._knn import check_finite, check_no_gradient, ross
 
 
 def is_labels(x: object) -> bool:
@@ -52,7 +52,8 @@ def binned(x: Tensor, y: Tensor, bins: int) -> Tensor:
         if t.shape[1] != 1:
             raise ValueError(f"method 'binned' takes one feature, got {name} of shape {tuple(t.shape)}")
     check_no_gradient([x, y], "'binned'")
-    bins = _check.integer("bins", bins, 1)
+    check_finite([x, y])
+    bins = _check.integer("bins", bins, 1, 2**31)  # the pair of bins is one integer
     return plug_in_information(*(_bin(t[:, 0].double(), bins) for t in (x, y))).to(compute_dtype(x.dtype))
 
 

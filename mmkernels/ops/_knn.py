@@ -17,11 +17,11 @@ NORMS = ("max", "euclidean")
 TREE_FEATURES = 14  # beyond which SciPy's tree never finds neighbours faster than comparing all pairs
 
 
-def _tree_of(views: Sequence[Tensor], norm: str, leafsize: int) -> Any | None:
+def _tree_of(views: Sequence[Tensor], norm: str, counting: bool = False) -> Any | None:
     """SciPy's tree of all features in the maximum norm, where it is installed and the faster way; else None."""
     features, N = sum(v.shape[1] for v in views), max(1, len(views[0]))
-    # measured on two cores: from 8 features on at 5,000 rows, from 11 at 20,000, comparing all pairs is faster
-    if views[0].device.type != "cpu" or features > min(TREE_FEATURES, 4 * math.log10(N) - 6):
+    # measured on two cores: comparing all pairs is faster from 12 features on at 5,000 rows, when counting from 8
+    if views[0].device.type != "cpu" or features > min(TREE_FEATURES, 4 * math.log10(N) - (7 if counting else 3)):
         return None
     if norm != "max" and len(views) > 1:
         return None
@@ -29,14 +29,14 @@ def _tree_of(views: Sequence[Tensor], norm: str, leafsize: int) -> Any | None:
         from scipy.spatial import cKDTree
     except ImportError:
         return None
-    return cKDTree(torch.cat(list(views), 1).detach().double().numpy(), leafsize)
+    return cKDTree(torch.cat(list(views), 1).detach().double().numpy(), 64 if counting else 16)
 
 
 def nearest(views: Sequence[Tensor], k: int, norm: str) -> tuple[Tensor, Tensor]:
     """The k smallest distances (squared, if Euclidean) of each row to others, and their rows: (N, k) each."""
     if norm == "max":  # the largest of several maxima is one maximum
         views = [torch.cat(list(views), 1)]
-    tree = _tree_of(views, norm, 16)
+    tree = _tree_of(views, norm)
     if tree is None:
         values, rows = torch.ops.mmkernels.nearest_topk([v.detach() for v in views], k, norm == "euclidean")
         return values, rows
@@ -53,13 +53,11 @@ def within(views: Sequence[Tensor], radii: Tensor, norm: str, strict: bool) -> T
     """How many others are nearer to each row than its radius (strict), or no farther: int64 (N,)."""
     if norm == "max" and sum(v.shape[1] for v in views) == 1:
         return _within_sorted(views[0].detach()[:, 0].to(radii.dtype), radii, strict)
-    # the tree's distances are float64's: radii of float32 tiles, rounded, belong to the tiles alone
-    tree = _tree_of(views, norm, 64) if norm == "max" and radii.dtype == torch.float64 else None
+    # distances are rounded as those that the radii are: float64's of the tree, or those of tiles
+    tree = _tree_of(views, norm, counting=True) if norm == "max" and radii.dtype == torch.float64 else None
     if tree is None:
-        dtype = compute_dtype(views[0].dtype)
-        count: Tensor = torch.ops.mmkernels.nearest_count(
-            [v.detach() for v in views], radii.to(dtype), norm == "euclidean", strict
-        )
+        views = [v.detach() if compute_dtype(v.dtype) == radii.dtype else v.detach().to(radii.dtype) for v in views]
+        count: Tensor = torch.ops.mmkernels.nearest_count(views, radii, norm == "euclidean", strict)
         return count
     edge = radii.double().numpy()
     if strict:
@@ -106,19 +104,45 @@ def check_no_gradient(views: Sequence[Tensor], name: str) -> None:
         )
 
 
+def check_finite(views: Sequence[Tensor]) -> None:
+    """Raise on a CPU unless all values are finite: a row that is not has no neighbours."""
+    for v, view in enumerate(views):
+        if view.device.type == "cpu" and not torch.isfinite(view).all():
+            raise ValueError(f"values must be finite, got NaN or infinity in view {v}")
+
+
+def _neighbours(views: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's distance to its k-th neighbour (N,), how many are so near (N,) and the k of them (N, k).
+
+    The k-th neighbours of rows that coincide with them are all that coincide, with the row itself, and their distance
+    is the least number above 0.
+    """
+    values, rows = nearest(views, k, "max")
+    radii = values[:, -1]
+    tied = radii == 0
+    near = torch.full_like(radii, k, dtype=torch.float64)
+    if radii.device.type != "cpu" or tied.any():
+        radii = radii.clamp(min=torch.finfo(radii.dtype).tiny)
+        near = torch.where(tied, within(views, radii, "max", strict=True).double() + 1, near)
+    return radii, near, rows
+
+
 def kozachenko_leonenko(x: Tensor, k: int, norm: str) -> Tensor:
     """Differential entropy of rows (N, D) in nats; gradients with neighbours held fixed."""
     _check.choice("norm", norm, NORMS)
     N, D = x.shape
     k = check_k(k, N)
-    _, rows = nearest([x], k, norm)
+    check_finite([x])
+    values, rows = nearest([x], k, norm)
+    if x.device.type == "cpu" and not torch.isfinite(values).all():
+        raise ValueError(f"squared distances must be finite in {values.dtype}: scale the data, or take norm 'max'")
     wide = x.to(compute_dtype(x.dtype))
     difference = wide - wide[rows[:, -1].to(x.device)]
     if norm == "max":
         distance, log_ball = difference.abs().amax(1), D * math.log(2)
     else:
         distance, log_ball = difference.square().sum(1).sqrt(), D / 2 * math.log(math.pi) - math.lgamma(D / 2 + 1)
-    if x.device.type == "cpu" and (distance == 0).any():
+    if x.device.type == "cpu" and not (distance > 0).all():
         raise ValueError(f"{int((distance == 0).sum())} row(s) coincide with their {k} nearest: their entropy is -inf")
     return _digamma(N) - _digamma(k) + log_ball + D * distance.log().mean()
 
@@ -128,13 +152,16 @@ def ksg(views: Sequence[Tensor], k: int, variant: int) -> Tensor:
     check_no_gradient(views, f"'ksg{variant}'")
     N, V = len(views[0]), len(views)
     k = check_k(k, N)
-    values, rows = nearest(views, k, "max")
+    check_finite(views)
+    values, near, rows = _neighbours(views, k)
     total = torch.zeros((), dtype=torch.float64, device=views[0].device)
     if variant == 1:
         for view in views:
-            total += torch.digamma(within([view], values[:, -1], "max", strict=True).double() + 1).mean()
-        result = _digamma(k) + (V - 1) * _digamma(N) - total
+            total += torch.digamma(within([view], values, "max", strict=True).double() + 1).mean()
+        result = torch.digamma(near).mean() + (V - 1) * _digamma(N) - total
     else:
+        if views[0].device.type == "cpu" and (tied := int((near != k).sum())):
+            raise ValueError(f"{tied} row(s) coincide with their {k} nearest: 'ksg1' admits that, 'ksg2' does not")
         for view in views:
             wide = view.detach().to(torch.float64 if values.dtype == torch.float64 else compute_dtype(view.dtype))
             radii = (wide[:, None] - wide[rows.to(view.device)]).abs().amax((1, 2))
@@ -148,15 +175,17 @@ def frenzel_pompe(x: Tensor, y: Tensor, z: Tensor, k: int) -> Tensor:
     views = check_samples([x, y, z], 2)
     check_no_gradient(views, "conditional mutual information by nearest neighbours")
     k = check_k(k, len(views[0]))
-    radii = nearest(views, k, "max")[0][:, -1]
+    check_finite(views)
+    radii, near, _ = _neighbours(views, k)
     counts = [within(group, radii, "max", strict=True) for group in (views[2:], views[::2], views[1:])]
     given, of_x, of_y = (torch.digamma(n.double() + 1).mean() for n in counts)
-    return (_digamma(k) + given - of_x - of_y).to(compute_dtype(x.dtype))
+    return (torch.digamma(near).mean() + given - of_x - of_y).to(compute_dtype(x.dtype))
 
 
 def ross(x: Tensor, labels: Tensor, k: int) -> Tensor:
     """Mutual information of rows x (N, D) and labels (N,); rows whose label occurs once are left out."""
     check_no_gradient([x], "mutual information with labels")
+    check_finite([x])
     _, inverse, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
     kept = sizes[inverse] > 1
     x, inverse, sizes = x.detach()[kept], inverse[kept], sizes[inverse[kept]]
@@ -170,8 +199,8 @@ def ross(x: Tensor, labels: Tensor, k: int) -> Tensor:
     for label in torch.unique(inverse):
         own = inverse == label
         n = min(_check.integer("k", k, 1), int(own.sum()) - 1)
-        radii[own] = nearest([x[own]], n, "max")[0][:, -1].double()
-        neighbours[own] = n
+        distances, near, _ = _neighbours([x[own]], n)
+        radii[own], neighbours[own] = distances.double(), near
     count = within([x], radii, "max", strict=True).double() + 1  # the row itself counts
     information = _digamma(N) + torch.digamma(neighbours).mean() - torch.digamma(sizes.double()).mean()
     return (information - torch.digamma(count).mean()).to(dtype)

@@ -91,9 +91,9 @@ def each(name: str, value: object, V: int) -> list[Any]:
 def several(views: object, least: int = 2) -> Sequence[Any]:
     """Return views if they are a list or tuple of so many."""
     if not isinstance(views, list | tuple):
-        raise TypeError(f"views must be a list or tuple of at least {least} tensor(s), got {type(views).__name__}")
+        raise TypeError(f"views must be a list or tuple of at least {least} tensors, got {type(views).__name__}")
     if len(views) < least:
-        raise ValueError(f"views must be at least {least} tensor(s), got {len(views)}")
+        raise ValueError(f"views must be at least {least} tensors, got {len(views)}")
     return views
 
 

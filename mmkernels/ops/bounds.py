@@ -24,6 +24,7 @@ from mmkernels.ops._autocast import autocast, without_autocast
 __all__ = ["club", "dv", "info_nce_bound", "js", "mine", "nwj", "of_scores", "smile", "tuba"]
 
 Scale = Tensor | float
+_LINEAR = 80.0  # beyond which the exponential goes on as a line
 
 
 class _Critic(NamedTuple):
@@ -96,9 +97,10 @@ def mine(x: Tensor, y: Tensor, log_average: Tensor | float, *, scale: Scale = 1.
     Source: Belghazi et al. 2018 (arXiv 1801.04062), section 3.2.
     """
     critic = _separable(x, y, scale)
-    average = log_average.detach() if isinstance(log_average, Tensor) else _check.number("log_average", log_average)
+    average = _check.number_or_scalar("log_average", log_average, x)
     log_mean = critic.log_mean()
-    ratio = (log_mean - average).exp()
+    apart = log_mean - (average.detach().to(log_mean.dtype) if isinstance(average, Tensor) else average)
+    ratio = apart.clamp(max=_LINEAR).exp() * (1 + (apart - _LINEAR).clamp(min=0))  # finite, and so is its gradient
     return critic.positives().mean() - (ratio - ratio.detach() + log_mean.detach())
 
 

@@ -19,6 +19,7 @@ from mmkernels.ops._sums import UNIT_DIAGONAL, Options, check_options, check_sam
 from mmkernels.ops.covariance import covariance
 from mmkernels.ops.dependence import hsic
 
+POSITIVE = ("rbf", "laplacian", "matern", "rational_quadratic", "exponential")
 ENTROPIES = ("gaussian", "kde", "knn", "renyi")
 INFORMATION = ("gaussian", "ksg1", "ksg2", "kde", "binned", "renyi", "cauchy_schwarz", "euclidean")
 
@@ -127,6 +128,9 @@ def mutual_information(
     :math:`V_J = \frac{1}{N^2}\sum K L`, :math:`V_M = \frac{1}{N^4} \sum K \sum L`,
     :math:`V_C = \frac{1}{N^3} \sum_i (\sum_j K_{ij}) (\sum_j L_{ij})`.
 
+    "ksg1" admits rows that coincide, as those of discrete or partly discrete variables do: of such a row those that
+    coincide with it are counted (Gao et al.). "ksg2" does not.
+
     Labels are integers (N,). With labels for x or y, and rows for the other, the estimate is that of Ross, by distances
     to the k-th neighbour with the same label; rows whose label occurs once are left out. With labels for both it is the
     plug-in estimate from their contingency table. Both have no method and no gradient.
@@ -146,12 +150,14 @@ def mutual_information(
         NotImplementedError where a gradient is asked for: counts have none. The others have derivatives of any order.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit; too few rows.
+        TypeError, ValueError: arguments that do not fit; too few rows; on a CPU, values that are not finite where
+            neighbours or bins are counted.
 
     Cost: "gaussian" N D^2 / 2, "binned" N log N; the others N^2 (D_x + D_y), one sweep over pairs each
     ("kde" three); "ksg1" and "ksg2" N log N with SciPy's tree up to about 12 dimensions on a CPU.
 
-    Source: Kraskov, Stogbauer and Grassberger 2004 (KSG); Ross 2014 (PLoS ONE 9); Moon, Rajagopalan and
+    Source: Kraskov, Stogbauer and Grassberger 2004 (KSG); Gao, Kannan, Oh and Viswanath 2017 (arXiv 1709.06212); Ross
+    2014 (PLoS ONE 9); Moon, Rajagopalan and
     Lall 1995; Principe 2010 (quadratic measures); Sanchez Giraldo, Rao and Principe 2015 (arXiv 1211.2459).
 
     Example:
@@ -178,7 +184,10 @@ def mutual_information(
         return hsic(x, y, kernel, gamma=gamma, parameters=parameters)
     if method == "renyi":
         return total_correlation(views, "renyi", kernel=kernel, gamma=gamma, parameters=parameters)
-    s = sums(views, check_options(views, kernel, gamma, parameters), product=True, centred=False)
+    options = check_options(views, kernel, gamma, parameters)
+    if any(name not in POSITIVE for name, _ in options):
+        raise ValueError(f"method 'cauchy_schwarz' takes kernels above 0, {', '.join(POSITIVE)}, got {kernel!r}")
+    s = sums(views, options, product=True, centred=False)
     r, t = s.rows.double().unbind(-2)
     return (s.product.log() + r.sum(-1).log() + t.sum(-1).log() - 2 * (r * t).sum(-1).log()).to(s.rows.dtype)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor
 
 from mmkernels import _check
+from mmkernels._dispatch import compute_dtype
 from mmkernels.ops._autocast import without_autocast
 from mmkernels.ops._entries import data_driven
-from mmkernels.ops._sums import check_samples
+from mmkernels.ops._sums import Options, check_samples, several
 from mmkernels.ops.information import kernel_options, matrix_entropy
 from mmkernels.ops.kernel import kernel_matmul, kernel_matrix
 
@@ -26,7 +26,7 @@ class RenyiEstimate(NamedTuple):
 
     Attributes:
         value: nats, 0-dimensional.
-        error: one standard error over the probes, 0 where the value is exact.
+        error: a standard error: that of the probes, and what half of the steps change; 0 where the value is exact.
     """
 
     value: Tensor
@@ -53,14 +53,14 @@ def renyi_entropy(
         A = \frac1N K^1 \circ \dots \circ K^V
 
     and :math:`-\sum \lambda_i \log \lambda_i` for alpha = 1. Order 2 is one sweep, exact at any size, with gradients.
-    Others are exact from all eigenvalues where rows are few, and estimated where they are many:
+    Others are exact from all eigenvalues, in float64, where rows are few, and estimated where they are many:
 
     .. math::
         \mathrm{tr} f(A) = \mathrm{tr}\, Q^\top f(A)\, Q + \mathrm{tr}\, (1 - QQ^\top) f(A) (1 - QQ^\top)
 
     with Q a basis of about the largest eigenvectors, whose part is exact, and the rest from random sign vectors
-    (Hutch++). Each :math:`v^\top f(A)\, v` is a quadrature by Lanczos' iteration, on products with A that is never
-    stored.
+    (Hutch++), corrected by what they miss of tr A = 1. Each :math:`v^\top f(A)\, v` is a quadrature by Lanczos'
+    iteration, on products with A that is never stored.
 
     Args:
         views: (N, D) in float16, bfloat16, float32 or float64, or several such: the joint entropy.
@@ -69,8 +69,9 @@ def renyi_entropy(
             needs neither.
         kernel, gamma, parameters: as in `hsic`, one or one for each view; kernels with k(x, x) = 1. Several views by
             Lanczos take "rbf" kernels, whose product is one again.
-        probes: random sign vectors, and as many vectors of Q.
-        steps: of Lanczos, at most N: more where the order is small and eigenvalues decay slowly.
+        probes: random sign vectors, 3 or more, and as many vectors of Q.
+        steps: of Lanczos, 2 to N: more where the order is small and eigenvalues decay slowly. Orders below 1 are
+            computed in float64.
         seed: of the probes.
 
     Returns:
@@ -94,10 +95,7 @@ def renyi_entropy(
         >>> bool((estimate.value - exact).abs() < 5 * estimate.error + 1e-3)
         True
     """
-    given = [views] if isinstance(views, Tensor) else views
-    if not isinstance(given, list | tuple) or not given:
-        raise TypeError(f"views must be a tensor or a list or tuple of tensors, got {type(views).__name__}")
-    checked = check_samples(given, 1)
+    checked = check_samples([views] if isinstance(views, Tensor) else several(views, 1), 1)
     for v, view in enumerate(checked):
         _check.tensor(f"views[{v}]", view, 2)
     alpha = _check.number("alpha", alpha, 0)
@@ -106,40 +104,43 @@ def renyi_entropy(
     if alpha == 2:
         value = matrix_entropy(checked, options)
         return RenyiEstimate(value, torch.zeros_like(value))
-    N = len(checked[0])
+    N, dtype = len(checked[0]), checked[0].dtype
     if method == "eigenvalues" or (method == "auto" and N <= _EXACT):
         return _by_eigenvalues(checked, options, alpha)
-    if torch.is_grad_enabled() and any(v.requires_grad for v in checked):
+    _check.integer("probes", probes, 3)
+    steps = min(_check.integer("steps", steps, 2), N)
+    seed = _check.seed(seed)
+    tensors = [*checked, *(t for _, own in options for t in own.values() if isinstance(t, Tensor))]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         raise NotImplementedError(
             "Lanczos estimates have no gradient: take order 2 or 'eigenvalues', or detach the views"
         )
-    _check.integer("probes", probes, 2)
-    steps = min(_check.integer("steps", steps, 1), N)
-    return _by_lanczos(_one_kernel(checked, options), N, checked[0], alpha, probes, steps, _check.seed(seed))
+    if alpha < 1:  # the many small eigenvalues, which float32 does not resolve, have a say
+        checked = [v.double() for v in checked]
+    found = _by_lanczos(_one_kernel(checked, options), N, checked[0], alpha, probes, steps, seed)
+    return RenyiEstimate(*(t.to(compute_dtype(dtype)) for t in found))
 
 
-def _trace(eigenvalues: Tensor, alpha: float) -> Tensor:
-    """lambda^alpha, or for order 1 lambda log lambda, of each; what rounding made negative is 0."""
-    positive = eigenvalues > 0
-    safe = torch.where(positive, eigenvalues, 1)
-    return torch.where(positive, safe * safe.log() if alpha == 1 else safe**alpha, 0)
-
-
-def _entropy(trace: Tensor, alpha: float) -> Tensor:
-    return -trace if alpha == 1 else trace.log() / (1 - alpha)
-
-
-def _by_eigenvalues(
-    views: Sequence[Tensor], options: Sequence[tuple[str, dict[str, Any]]], alpha: float
-) -> RenyiEstimate:
-    A = torch.ones((), dtype=views[0].dtype, device=views[0].device)
+def _by_eigenvalues(views: Sequence[Tensor], options: Options, alpha: float) -> RenyiEstimate:
+    """In float64: rounding makes many small eigenvalues, which count much where alpha is small."""
+    A = torch.ones((), dtype=torch.float64, device=views[0].device)
     for view, (name, own) in zip(views, options, strict=True):
-        A = A * kernel_matrix(view, kernel=name, **own)
-    value = _entropy(_trace(torch.linalg.eigvalsh(A / len(views[0])), alpha).sum(), alpha)
+        A = A * kernel_matrix(view.double(), kernel=name, **own)
+    eigenvalues = torch.linalg.eigvalsh(A / len(views[0]))
+    positive = eigenvalues > 0  # what rounding made negative is 0
+    logs = torch.where(positive, eigenvalues, 1).log()
+    weights = torch.where(positive, eigenvalues, 0)
+    if alpha == 1:
+        value = -(weights * logs).sum()
+    elif abs(alpha - 1) < 0.1:  # they sum to 1: what differs from it keeps its digits
+        value = torch.log1p((weights * torch.expm1((alpha - 1) * logs)).sum()) / (1 - alpha)
+    else:
+        value = torch.where(positive, alpha * logs, -torch.inf).logsumexp(0) / (1 - alpha)
+    value = value.to(compute_dtype(views[0].dtype))
     return RenyiEstimate(value, torch.zeros_like(value))
 
 
-def _one_kernel(views: Sequence[Tensor], options: Sequence[tuple[str, dict[str, Any]]]) -> Callable[[Tensor], Tensor]:
+def _one_kernel(views: Sequence[Tensor], options: Options) -> Callable[[Tensor], Tensor]:
     """The product with the entrywise product of all kernel matrices."""
     if len(views) == 1:
         name, own = options[0]
@@ -150,9 +151,7 @@ def _one_kernel(views: Sequence[Tensor], options: Sequence[tuple[str, dict[str, 
     scaled = []
     for view, (name, own) in zip(views, options, strict=True):
         g = data_driven(view, None, name, own).get("gamma", 1 / view.shape[1])
-        if isinstance(g, list | tuple) or (isinstance(g, Tensor) and g.ndim):
-            raise ValueError("several views by Lanczos take one gamma for each view, got several")
-        scaled.append((view - view.mean(0)) * g**0.5)
+        scaled.append((view - view.mean(0)) * (g.reshape(()) if isinstance(g, Tensor) else g) ** 0.5)
     z = torch.cat(scaled, 1)
     return lambda v: kernel_matmul(z, None, v, "rbf", gamma=1.0)
 
@@ -160,7 +159,7 @@ def _one_kernel(views: Sequence[Tensor], options: Sequence[tuple[str, dict[str, 
 @torch.no_grad()
 def _by_lanczos(
     product: Callable[[Tensor], Tensor], N: int, like: Tensor, alpha: float, probes: int, steps: int, seed: int
-) -> RenyiEstimate:
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
 
@@ -168,10 +167,10 @@ def _by_lanczos(
         parts = [product(part.to(like.dtype).contiguous()) for part in v.split(_WIDE, 1)]  # type: ignore[no-untyped-call]
         return torch.cat(parts, 1).to(dtype) / N
 
-    def forms(v: Tensor) -> Tensor:
-        """v' f(A) v of every column."""
-        found = [_quadratic_forms(times, part, steps, alpha) for part in v.split(_WIDE, 1)]  # type: ignore[no-untyped-call]
-        return torch.cat(found)
+    def rules(v: Tensor) -> list[Tensor]:
+        """Nodes and weights of the quadratures of every column, with all steps and with half of them."""
+        found = [_quadratures(times, part, steps) for part in v.split(_WIDE, 1)]  # type: ignore[no-untyped-call]
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     def signs(count: int) -> Tensor:
         return torch.randint(0, 2, (N, count), generator=generator).mul_(2).sub_(1).to(like.device, dtype)
@@ -179,15 +178,42 @@ def _by_lanczos(
     Q = torch.linalg.qr(times(times(signs(min(probes, N))))).Q
     rest = signs(probes)
     rest = rest - Q @ (Q.mT @ rest)
-    found = forms(rest)
-    trace, error = forms(Q).sum() + found.mean(), found.std() / math.sqrt(probes)
-    # what the entropy makes of a small error of the trace
-    slope = 1.0 if alpha == 1 else 1 / (abs(1 - alpha) * trace)
-    return RenyiEstimate(_entropy(trace, alpha).to(dtype), (error * slope).to(dtype))
+    largest, others = rules(Q), rules(rest)
+    scale = max(largest[0].max(), others[0].max())
+
+    def trace(half: int) -> tuple[Tensor, Tensor]:
+        """tr f(A / scale) and its standard error."""
+        (of_largest, first), (of_others, second) = (
+            ((w * _power(nodes / scale, alpha)).sum(1), (w * nodes).sum(1) / scale)
+            for nodes, w in (largest[2 * half : 2 * half + 2], others[2 * half : 2 * half + 2])
+        )
+        # the trace of A is 1, which says what the random vectors miss, and so what f misses with them
+        apart = second - second.mean()
+        slope = (apart * of_others).sum() / apart.square().sum().clamp(min=torch.finfo(apart.dtype).tiny)
+        missed = 1 / scale - first.sum() - second.mean()
+        left = of_others - of_others.mean() - slope * apart
+        error = left.square().sum().div(probes * (probes - 2)).sqrt()
+        return of_largest.sum() + of_others.mean() + slope * missed, error
+
+    (value, error), (rough, _) = trace(0), trace(1)
+    error = error.hypot(value - rough)  # the quadrature's own error is less than what half of its steps change
+    if alpha == 1:  # sum of -l log l, of l = scale m
+        return -scale * value - scale.log(), scale * error
+    return (alpha * scale.log() + value.log()) / (1 - alpha), error / (value * abs(1 - alpha))
 
 
-def _quadratic_forms(product: Callable[[Tensor], Tensor], v: Tensor, steps: int, alpha: float) -> Tensor:
-    """v' f(A) v of the columns of v (N, P), by Lanczos' iteration with reorthogonalisation, float64 (P,)."""
+def _power(nodes: Tensor, alpha: float) -> Tensor:
+    """l^alpha, or for order 1 l log l; what rounding made negative is 0."""
+    positive = nodes > 0
+    safe = torch.where(positive, nodes, 1)
+    return torch.where(positive, safe * safe.log() if alpha == 1 else safe**alpha, 0)
+
+
+def _quadratures(product: Callable[[Tensor], Tensor], v: Tensor, steps: int) -> list[Tensor]:
+    """Nodes and weights (P, steps) of v' f(A) v for the columns of v (N, P), float64, and those of half the steps.
+
+    By Lanczos' iteration with reorthogonalisation.
+    """
     N, P = v.shape
     tiny = torch.finfo(v.dtype).tiny
     basis = v.new_zeros(steps, N, P)
@@ -207,6 +233,8 @@ def _quadratic_forms(product: Callable[[Tensor], Tensor], v: Tensor, steps: int,
         beside[:, k] = torch.where(ended, 0, norm)
         q = torch.where(ended, 0, r / norm.clamp(min=tiny))
     T = torch.diag_embed(diagonal) + torch.diag_embed(beside[:, :-1], 1) + torch.diag_embed(beside[:, :-1], -1)
-    nodes, vectors = torch.linalg.eigh(T)
-    forms: Tensor = norms.double().square() * (vectors[:, 0].square() * _trace(nodes, alpha)).sum(1)
-    return forms
+    found = []
+    for part in (T, T[:, : (steps + 1) // 2, : (steps + 1) // 2]):
+        nodes, vectors = torch.linalg.eigh(part)
+        found += [nodes, norms.double().square()[:, None] * vectors[:, 0].square()]
+    return found

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from mmkernels.models import mi_estimator
 from mmkernels.models.mi_estimator import ConcatCritic, SeparableCritic, estimate_mi
 
 
@@ -91,3 +92,48 @@ def test_input():
         estimate_mi(x, y[1:])
     with pytest.raises(TypeError, match="must both be float32 or float64"):
         estimate_mi(x.half(), y.half())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_in_any_mode(mode):
+    x, y, _ = pair(0.8, 300)
+    options = {"max_steps": 40, "evaluate_every": 20}
+    wanted = estimate_mi(x, y, **options).history
+    with mode():
+        assert estimate_mi(x, y, **options).history == wanted
+
+
+def test_a_critic_is_left_as_it_was():
+    x, y, _ = pair(0.8, 300)
+    critic = SeparableCritic(2, 2, hidden=8)
+    before = [p.detach().clone() for p in critic.parameters()]
+    result = estimate_mi(x, y, critic, max_steps=20, evaluate_every=10)
+    assert all(torch.equal(p, b) for p, b in zip(critic.parameters(), before, strict=True))
+    assert critic.training
+    assert not all(torch.equal(p, b) for p, b in zip(result.critic.parameters(), before, strict=True))
+
+
+def test_the_seed_of_other_devices_is_left_alone(monkeypatch):
+    x, y, _ = pair(0.8, 100)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("reseeded CUDA"))
+    estimate_mi(x, y, max_steps=2)
+
+
+def test_evaluation_of_all_pairs_in_parts():
+    x, y, _ = pair(0.5, 900)
+    critic = ConcatCritic(2, 2, hidden=4)
+    with torch.no_grad():
+        torch.testing.assert_close(mi_estimator._in_parts(critic, x, y), critic(x, y))
+
+
+def test_what_can_not_be_trained_on():
+    x, y, _ = pair(0.5, 100)
+    for bad in (torch.nan, torch.inf):
+        broken = x.clone()
+        broken[3, 0] = bad
+        with pytest.raises(ValueError, match="x must be finite"):
+            estimate_mi(broken, y)
+    with pytest.raises(ValueError, match="parameters that require gradients"):
+        estimate_mi(x, y, torch.nn.Bilinear(2, 2, 1).requires_grad_(False))
+    with pytest.raises(ValueError, match="seed must be in"):
+        estimate_mi(x, y, seed=2**70)

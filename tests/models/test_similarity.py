@@ -76,3 +76,32 @@ def test_errors():
     meter.update([x], [y])
     with pytest.raises(ValueError, match=r"\(1, 1\) layers as before, got \(2, 1\)"):
         meter.update([x, x], [y])
+
+
+def test_what_an_update_takes():
+    x, y = layers(20)
+    meter = CKAMeter()
+    for arguments, message in (
+        ((x, None), "both networks, or of none"),
+        ((None, y), "both networks, or of none"),
+        (([], y), "at least one layer"),
+        (([x[0][:, 0]], y), "activations a tensor"),
+        (([x[0].numpy()], y), "activations a tensor"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            meter.update(*arguments)
+    net = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 3))
+    with meter.watch(net, ["0"], net, ["1"]):
+        net(x[0].float())
+        meter.update()
+    with pytest.raises(ValueError, match="other layers"), meter.watch(net, ["1"], net, ["0"]):
+        pass
+
+
+def test_autocast_is_no_matter():
+    x, y = ([t.float() for t in side] for side in layers(50))
+    meters = CKAMeter("rbf", gamma=0.1), CKAMeter("rbf", gamma=0.1)
+    meters[0].update(x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        meters[1].update(x, y)
+    assert torch.equal(meters[0].compute(), meters[1].compute())

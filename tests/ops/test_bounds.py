@@ -151,3 +151,15 @@ def test_errors(device):
         bounds.of_scores(x @ y.T, "tuba")
     with pytest.raises(TypeError, match="must be float16"):
         bounds.js(x.long(), y.long())
+
+
+def test_mine_at_scores_beyond_the_exponential(device):
+    x, y = embedded(device=device)
+    value = bounds.mine(x, y, 0.0, scale=500.0)
+    torch.testing.assert_close(value, bounds.dv(x, y, scale=500.0))
+    assert all(g.isfinite().all() and g.abs().max() > 0 for g in torch.autograd.grad(value, (x, y)))
+    for bad, error in ((torch.zeros(3, device=device), ValueError), (torch.tensor(1j, device=device), TypeError)):
+        with pytest.raises(error, match="log_average must"):
+            bounds.mine(x, y, bad)
+    single = bounds.mine(x.detach().float(), y.detach().float(), torch.zeros((), dtype=torch.float64, device=device))
+    assert single.dtype == torch.float32

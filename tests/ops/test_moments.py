@@ -241,3 +241,30 @@ def test_derivatives(names, device):
 
     assert torch.autograd.gradcheck(function, tensors)
     assert torch.autograd.gradgradcheck(function, tensors)
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0])
+def test_sixteen_bit_gradients_of_terms_that_cancel(offset, device):
+    """They are rounded once, when they are summed up."""
+    g = torch.Generator().manual_seed(0)
+    x = (torch.randn(70, 3, generator=g) + offset).to(device, torch.float16)
+    y = torch.randn(70, 2, generator=g).to(device, torch.float16)
+    options = {"gamma": (None, 0.3)}
+    wide = x.double().requires_grad_()
+    (wanted,) = torch.autograd.grad(mmkernels.cka(wide, y.double(), ("polynomial", "rbf"), **options), wide)
+    x.requires_grad_()
+    (got,) = torch.autograd.grad(mmkernels.cka(x, y, ("polynomial", "rbf"), **options), x)
+    assert (got - wanted).norm() <= 2e-3 * wanted.norm()
+
+
+@only_tiles
+def test_sums_of_many_entries_keep_their_digits(device):
+    """A float32 sum of a million entries had five."""
+    x = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0)).to(device)
+    y = x[:, :2] + 1
+    for function in (
+        lambda x, y: mmkernels.entropy(x, "renyi", gamma=0.5),
+        lambda x, y: mmkernels.mutual_information(x, y, "renyi", gamma=0.5),
+        lambda x, y: mmkernels.mutual_information(x, y, "cauchy_schwarz", gamma=0.5),
+    ):
+        torch.testing.assert_close(function(x, y).double(), function(x.double(), y.double()), rtol=2e-5, atol=1e-6)

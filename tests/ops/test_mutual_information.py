@@ -154,14 +154,65 @@ def test_monotone_transforms(device):
 
 @in_float64
 def test_equal_rows(device):
-    """Ties at distance 0 have counts too, of which none is -infinity."""
-    x, y = ((t * 2).round() for t in pairs(200, (1, 1), device))
-    for method, formula in KSG.items():
-        got = information(x, y, method)
-        assert got.isfinite()
-        if method == "ksg1":  # which of the tied neighbours "ksg2" takes is not said
-            assert_equal(got, formula([x, y], 3))
+    """Of rows that coincide with their k nearest all that coincide are counted: near the plug-in estimate."""
+    x, y = ((t * 2).round() for t in pairs(2000, (1, 1), device))
+    mixed = torch.where(x > 0, x, pairs(2000, (1, 1), device)[0])
+    for a in (x, mixed):
+        assert_equal(information(a, y), KSG["ksg1"]([a, y], 3))
+        assert_equal(mmkernels.conditional_mutual_information(x, y, a), reference.frenzel_pompe(x, y, a, 3))
+    labels = [t[:, 0].long() for t in (x, y)]
+    plug_in = information(*labels).item()
+    assert information(x, y).item() == pytest.approx(plug_in, abs=0.02)
+    assert information(labels[0], y).item() == pytest.approx(plug_in, abs=0.02)
+    assert_equal(information(labels[0], y), reference.ross(y, labels[0], 3))
+    with pytest.raises(ValueError, match=r"row\(s\) coincide with their 3 nearest: 'ksg1' admits that"):
+        information(x, y, "ksg2")
     assert information(x, y, "kde").isfinite()
+
+
+@in_float64
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("features", [1, 16])  # by SciPy's tree, and by tiles
+def test_rows_that_are_not_numbers(features, bad, device):
+    if device.type != "cpu":
+        pytest.skip("values are not read")
+    x, y = pairs(300, (features, 1), device)
+    x[5, 0] = bad
+    for function, arguments in (
+        (information, (x, y)),
+        (information, (x, y, "ksg2")),
+        (information, (x, (y[:, 0] > 0).long())),
+        (mmkernels.conditional_mutual_information, (x, y, y)),
+        (mmkernels.entropy, (x,)),
+        (information, (x[:, :1], y, "binned")),
+    ):
+        with pytest.raises(ValueError, match="values must be finite"):
+            function(*arguments)
+
+
+def test_squares_that_overflow(device):
+    if device.type != "cpu":
+        pytest.skip("values are not read")
+    x = torch.randn(300, 16) * 1e20
+    with pytest.raises(ValueError, match="squared distances must be finite"):
+        mmkernels.entropy(x, norm="euclidean")
+    assert mmkernels.entropy(x).isfinite()
+
+
+@pytest.mark.parametrize("step", [None, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_counts_of_one_feature(dtype, step, device):
+    """By bisection: those that comparing all pairs finds, at the edge too."""
+    g = torch.Generator().manual_seed(0)
+    for offset in (0.0, 1e3):
+        x = torch.randn(500, 1, generator=g, dtype=torch.float64)
+        x = ((x / step).round() * step if step else x).to(device, dtype) + offset
+        radii = (x - x[torch.randperm(500, generator=g).to(device)]).abs()[:, 0]  # of which each is a distance
+        radii[:3] = torch.tensor([0.0, torch.finfo(dtype).tiny, -1.0])
+        d = (x - x.T).abs().fill_diagonal_(torch.inf)
+        for strict in (True, False):
+            wanted = (d < radii[:, None] if strict else d <= radii[:, None]).sum(1)
+            assert torch.equal(_knn.within([x], radii, "max", strict), wanted)
 
 
 @in_float64
@@ -250,7 +301,7 @@ TC = total_correlation
         (information, (X, Y), {"k": 9}, ValueError, r"k must be in \[1, 8\], got 9"),
         (information, (X, Y), {"method": "ksg2", "k": 0}, ValueError, r"k must be in \[1, 8\], got 0"),
         (information, (X, Y), {"method": "binned"}, ValueError, r"takes one feature, got x of shape \(9, 2\)"),
-        (information, (Y, Y), {"method": "binned", "bins": 0}, ValueError, "bins must be at least 1, got 0"),
+        (information, (Y, Y), {"method": "binned", "bins": 0}, ValueError, "bins must be in"),
         (information, (Y, Y), {"method": "binned", "bins": 2.5}, TypeError, "bins must be an int, got float"),
         (information, (X, Y), {"method": "kde", "bandwidth": -1}, ValueError, "bandwidth must be finite"),
         (information, (X, Y), {"method": "kde", "bandwidth": [1.0]}, ValueError, "one for each of 2 views, got 1"),
@@ -261,7 +312,7 @@ TC = total_correlation
         (information, (X, Y), {"method": "renyi", "gamma": [1.0]}, ValueError, "gamma must be one value or one for"),
         (information, (X, Y), {"method": "renyi", "gamma": torch.ones(3)}, ValueError, "one gamma for each view"),
         (TC, (X,), {}, TypeError, "views must be a list or tuple of at least 2 tensors, got Tensor"),
-        (TC, ([X],), {}, TypeError, "views must be a list or tuple of at least 2 tensors"),
+        (TC, ([X],), {}, ValueError, "views must be at least 2 tensors, got 1"),
         (TC, ([X, Y],), {"method": "euclidean"}, ValueError, "method must be one of.*got 'euclidean'"),
         (TC, ([X, Y, Y],), {"method": "kde", "bandwidth": (1, 1)}, ValueError, "one for each of 3 views, got 2"),
         (TC, ([X, Y, Y[:8]],), {}, ValueError, "z must have as many rows"),

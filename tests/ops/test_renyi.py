@@ -85,9 +85,50 @@ def test_gradients():
         ({"alpha": 0.0}, "alpha must be finite and in"),
         ({"method": "hutch"}, "method must be one of"),
         ({"kernel": "energy"}, r"kernels with k\(x, x\) = 1"),
-        ({"alpha": 1.5, "method": "lanczos", "probes": 1}, "probes must be at least 2"),
+        ({"alpha": 1.5, "method": "lanczos", "probes": 1}, "probes must be at least 3"),
     ],
 )
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
         mmkernels.renyi_entropy(data()[0], **options)
+
+
+def test_the_error_of_lanczos_is_honest(device):
+    """Within five errors of the truth for orders small, near 1 and large; rows that repeat too."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 2, generator=g, dtype=torch.float64).to(device)
+    for rows in (x, x[:70].repeat(3, 1)):
+        for alpha in (0.3, 0.9, 1.0, 1.0001, 1.5, 20.0):
+            truth = mmkernels.renyi_entropy(rows, alpha, "eigenvalues").value
+            for seed in range(3):
+                found = mmkernels.renyi_entropy(rows, alpha, "lanczos", probes=16, seed=seed)
+                assert (found.value - truth).abs() <= 8 * found.error + 1e-9
+                assert found.error <= (0.6 if alpha == 0.3 else 5e-3)
+
+
+def test_orders_where_rounding_counts(device):
+    """Many small eigenvalues, an order next to 1, and eigenvalues whose powers are no numbers."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 1, generator=g).to(device)
+    for alpha in (0.1, 0.3, 1 + 1e-6):
+        wide = mmkernels.renyi_entropy(x.double(), alpha, gamma=0.5).value
+        torch.testing.assert_close(mmkernels.renyi_entropy(x, alpha, gamma=0.5).value.double(), wide, rtol=1e-5, atol=0)
+    far = 1e3 * torch.arange(300.0, device=device)[:, None]  # the identity
+    for method in ("eigenvalues", "lanczos"):
+        value = mmkernels.renyi_entropy(far, 30, method, gamma=1.0).value
+        assert value.item() == pytest.approx(math.log(300), rel=1e-5)
+
+
+def test_several_views_by_lanczos_take_bandwidths_from_the_data(device):
+    g = torch.Generator().manual_seed(0)
+    views = [torch.randn(150, 2, generator=g).to(device) for _ in range(2)]
+    for gamma in ("median", "scale"):
+        truth = mmkernels.renyi_entropy(views, 1.5, "eigenvalues", gamma=gamma).value
+        found = mmkernels.renyi_entropy(views, 1.5, "lanczos", gamma=gamma)
+        assert (found.value - truth).abs() <= 6 * found.error + 1e-4
+
+
+def test_lanczos_has_no_gradient_in_gamma_either(device):
+    gamma = torch.tensor(0.5, device=device, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="no gradient"):
+        mmkernels.renyi_entropy(torch.randn(20, 2, device=device), 1.5, "lanczos", gamma=gamma)
