@@ -62,7 +62,7 @@ def permutation_test(
         T_s = \sum_{ij} K_{ij} L_{i+s, j+s}
         = \mathcal{F}^{-1}\Big[\sum_d \overline{\mathcal{F} K_d}\; \mathcal{F} L_d\Big]_s, \qquad (K_d)_i = K_{i, i+d},
 
-    in bands of diagonals, without an N x N matrix: all N for about the price of three. Equal distributions: the rows of
+    in bands of diagonals, without an N x N matrix: all N for the price of a few. Equal distributions: the rows of
     x and y are divided anew at random, n times, in one product of the kernel matrix with n columns.
 
     Args:
