@@ -243,7 +243,7 @@ def matrix(views: Sequence[Tensor], kernels: Options, estimator: str) -> Tensor:
     lines = [[of_sums(s, estimator, u, v, s.pairs[..., u, v]) for v in range(V)] for u in range(V)]
     H = torch.stack([torch.stack(line, -1) for line in lines], -2)
     # what a constant view has left is the rounding of its kernel's values
-    rounding = (8 * torch.finfo(s.centres.dtype).eps * s.centres.double()).square()
+    rounding = (2 * torch.finfo(s.centres.dtype).eps * s.centres.double()).square()
     nothing = torch.diag_embed(H.detach().diagonal(dim1=-2, dim2=-1).abs() <= rounding)
     return H.masked_fill(nothing, 0)
 
