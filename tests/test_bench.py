@@ -143,7 +143,7 @@ def test_report(results, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"Page: {tmp_path / 'benchmarks.md'}\n"
     page = (tmp_path / "benchmarks.md").read_text()
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", page)
-    assert len(pictures) == 16  # two passes of five ops, one of six
+    assert len(pictures) == 18  # two passes of five ops, one of eight
     assert all((tmp_path / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
     assert "| 64 | 512 | float32 | **mmkernels** |" in page
     assert "torch.compile: it compiles for seconds" in page

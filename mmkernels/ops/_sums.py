@@ -60,7 +60,7 @@ def check_options(
 
 def kernel_parameters(name: str, gamma: object, parameters: object, of: str = "") -> dict[str, Any]:
     """Return the parameters of a kernel, and gamma among them unless it is the default of kernels without one."""
-    if not isinstance(parameters, dict | None):
+    if parameters is not None and not isinstance(parameters, dict):
         raise TypeError(
             f"parameters must be a dict of the kernel's parameters by name, got {type(parameters).__name__}"
         )
