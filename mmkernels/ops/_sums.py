@@ -172,10 +172,11 @@ def fixed(views: Sequence[Tensor], kernels: Options) -> list[tuple[Tensor, str, 
     for x, (name, own) in zip(views, kernels, strict=True):
         x = x.to(compute_dtype(x.dtype))
         x = without_mean(x) if name == "linear" else x
-        out.append((x, name, data_driven(x, None, name, own)))
-        for key, value in out[-1][2].items():
+        own = data_driven(x, None, name, own)
+        for key, value in own.items():
             if isinstance(value, Tensor) and value.numel() > 1 and value.ndim > 1 and key != "length_scale":
                 raise ValueError(f"{key} must be one for all rows, got shape {tuple(value.shape)}")
+        out.append((x, name, own))
     return out
 
 

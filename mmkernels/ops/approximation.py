@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmkernels import _check
-from mmkernels._dispatch import memory_budget, no_autocast, slices
+from mmkernels._dispatch import compute_dtype, memory_budget, no_autocast, slices
 from mmkernels.ops._progress import progress as progress_bar
 from mmkernels.ops._sums import Options, check_options, check_samples, fixed, sums
 from mmkernels.ops.dependence import cka, of_sums
@@ -166,7 +166,7 @@ def wild_bootstrap_test(
         _check.embeddings(name, t)
     x, y = check_samples([x, y], 4)
     N = len(x)
-    x, y = (t if t.dtype == torch.float64 else t.float() for t in (x, y))
+    x, y = (t.to(compute_dtype(t.dtype)) for t in (x, y))
     noise = torch.randn(N, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     noise[1:] *= math.sqrt(1 - decay**2)
     for time in range(1, N):

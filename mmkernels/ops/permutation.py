@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmkernels import _check
-from mmkernels._dispatch import memory_budget, no_autocast, slices
+from mmkernels._dispatch import compute_dtype, memory_budget, no_autocast, slices
 from mmkernels.ops._progress import track
 from mmkernels.ops._sums import check_options, check_samples, fixed, sums
 from mmkernels.ops.dependence import of_sums
@@ -123,8 +123,7 @@ def _divisions(
     M, N = len(x), len(y)
     if min(M, N) < 2:
         raise ValueError(f"x and y must have at least 2 rows, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
-    z = torch.cat([x, y])
-    z = z if z.dtype == torch.float64 else z.float()
+    z = torch.cat([x, y]).to(compute_dtype(x.dtype))
     null = []
     for part in track(list(slices(n + 1, _COLUMNS)), "Permutations", progress):
         order = torch.rand(part.stop - part.start, M + N, generator=generator).argsort(1)
